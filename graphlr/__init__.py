@@ -1,1 +1,8 @@
+"""flax.nnx models trained as one compiled step, with parameter groups."""
+
+from graphlr import data as data
+from graphlr import groups as groups
+from graphlr import optim as optim
+from graphlr.graph import Graph as Graph
+
 __version__ = "0.1.0"

@@ -1,0 +1,391 @@
+"""`Optimizer`: groups of parameters, their rules and their live numbers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from graphlr.groups import (
+    Param,
+    ParamGroup,
+    ParamGroups,
+    dotted,
+    label_params,
+    unknown_key,
+)
+from graphlr.optim.compiled import (
+    GroupSpec,
+    Rule,
+    Values,
+    group_lr,
+    group_spec,
+    hyperparameters,
+    pack,
+    transform,
+    unpack,
+)
+from graphlr.optim.lr_scheduler import Schedule
+from graphlr.optim.slots import Layout
+from graphlr.optim.values import COMMON, check_number, check_value
+from graphlr.signature import wide
+
+
+class Optimizer:
+    """Groups of parameters, a rule for each, and their live numbers.
+
+    The learning rate of a group is `schedule(lr, t) * lr_scale`, t the updates already
+    applied. Setting a number (`optimizer.param_groups["head"]["lr"] = 0.1`) is seen by
+    the next step and never recompiles; setting a flag, or a momentum from or to zero,
+    traces once more.
+
+    Args:
+        params: A list of groups, each `{"params": selector, key: value, ...}`, or one
+            selector: a module, a Variable, an iterable of them, a glob over dotted
+            paths (`"features.*.bias"`, `**` crosses dots), a compiled regex, an nnx
+            filter or `(path, value) -> bool`, or `...` for everything not named
+            elsewhere. A group takes `name`, `lr`, `lr_scale`, `lr_sch`, `frozen`,
+            `clip_grad_max_norm`, `clip_grad_norm_type`, `grad_centralization`,
+            `optimizer` (another class of `glr.optim` for this group) and every
+            hyperparameter of the rule.
+        rule: A function of hyperparameters that returns an optax transformation giving
+            the direction of a step, or the whole step if it takes `lr`. Numbers reach
+            it traced; a `momentum` of zero reaches it as the constant 0.0.
+        lr: Base learning rate, a schedule `step -> lr`, or a 1-D array.
+        keys: Values of group keys and hyperparameters for groups that don't say.
+
+    Raises:
+        TypeError: An unknown keyword; a selector or value of the wrong type.
+        KeyError: A group without `params`, or with an unknown key.
+        ValueError: No groups, a bad number, a parameter in two groups.
+
+    Example:
+        >>> import optax
+        >>> optimizer = Optimizer(
+        ...     [{"params": "**.bias", "lr_scale": 2.0}, {"params": ...}],
+        ...     rule=lambda: optax.scale_by_lion(), lr=1e-4,
+        ... )
+        >>> optimizer.param_groups[0]["lr_scale"] = 3.0
+        >>> optimizer.lr()
+        {'group0': 0.00030000000000000003, 'group1': 0.0001}
+    """
+
+    rule: ClassVar[Rule | None] = None
+
+    def __init__(
+        self, params: Any, rule: Rule | None = None, lr: Any = 1e-3, **keys: Any
+    ):
+        rule = rule or type(self).rule
+        if rule is None:
+            raise TypeError(
+                "Optimizer needs a rule: Optimizer(params, rule=lambda: "
+                "optax.scale_by_lion(), lr=1e-4), or a ready one, SGD(params, lr=0.1)"
+            )
+        self._rule = rule
+        self._hyper = hyperparameters(rule)
+        known = {**COMMON, **self._hyper}
+        for key in keys:
+            if key not in known:
+                raise TypeError(unknown_key(key, ["lr", *known], type(self).__name__))
+        self.defaults: dict[str, Any] = {"lr": lr, **known, **keys}
+        self.param_groups = ParamGroups()
+        self.lr_sch: Schedule | None = None
+        self.layout: Layout | None = None
+        self.slots: list[jax.Array] = []
+        self.step = 0
+        self._rules: list[Rule] = []
+        self._cache: dict[str, Any] = {}
+        groups = _as_groups(params)
+        if not groups:
+            raise ValueError(
+                "optimizer got an empty parameter list: "
+                "give it a module or groups, [{'params': ...}]"
+            )
+        for group in groups:
+            self.add_param_group(group)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add a group, at any time; the next step trains it from step 1 of its own.
+
+        Args:
+            group: `{"params": selector, key: value, ...}`.
+
+        Raises:
+            TypeError: `group` is no dict.
+            KeyError: `params` is missing, or a key is unknown.
+            ValueError: A bad number; a parameter or name that another group has.
+
+        Example:
+            >>> optimizer = Optimizer("a.**", rule=optax.identity, lr=0.1)
+            >>> optimizer.add_param_group({"params": "b.**", "lr": 0.2})
+            >>> optimizer.lr()
+            {'group0': 0.1, 'group1': 0.2}
+        """
+        if not isinstance(group, Mapping):
+            raise TypeError(
+                f"param_group must be a dict, but got {type(group)}: "
+                "give {'params': ..., 'lr': 0.1}"
+            )
+        made, rule = self._make_group(group)
+        self.param_groups.add(made)
+        self._rules.append(rule)
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply every group's base learning rate by `factor`.
+
+        Groups whose rate is a schedule of its own have their `lr_scale` multiplied.
+
+        Example:
+            >>> optimizer = Optimizer("**", rule=optax.identity, lr=0.5)
+            >>> optimizer.scale_lr(0.5)
+            >>> optimizer.lr()
+            {'group0': 0.25}
+        """
+        factor = check_number("lr_scale", factor)
+        for group in self.param_groups:
+            key = "lr" if isinstance(group["lr"], float) else "lr_scale"
+            group[key] = group[key] * factor
+
+    def lr(self, step: int | None = None) -> dict[str, float]:
+        """Every group's learning rate for the update after `step` updates (now)."""
+        step = self.step if step is None else step
+        return {
+            spec.name: float(group_lr(spec, group, step))
+            for spec, group in zip(self.specs, self.param_groups, strict=True)
+        }
+
+    def as_optax(self, params: Any) -> optax.GradientTransformation:
+        """The same groups as a plain optax transformation, for any pytree with paths.
+
+        The numbers live in the state (`state.values["head"]["lr_scale"]`), so they are
+        checkpointed with it; `lr_of(state)` reads the rates of the next update.
+
+        Args:
+            params: The pytree to be trained, for its paths: nnx state, Linen,
+                Equinox or Haiku parameters, dicts.
+
+        Returns:
+            `init(params)` and `update(grads, state, params)`.
+
+        Raises:
+            ValueError: A parameter is in two groups or in none.
+
+        Example:
+            >>> params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+            >>> tx = Optimizer(
+            ...     [{"params": "b", "lr_scale": 2.0}, {"params": ...}],
+            ...     rule=optax.identity, lr=0.1,
+            ... ).as_optax(params)
+            >>> state = tx.init(params)
+            >>> {name: round(lr, 6) for name, lr in lr_of(state).items()}
+            {'group0': 0.2, 'group1': 0.1}
+            >>> updates, state = tx.update(params, state, params)
+            >>> updates["b"].tolist()
+            [-0.20000000298023224, -0.20000000298023224]
+        """
+        found = _params_of(params)
+        indices = label_params(found, self.param_groups)
+        specs = self.specs
+        labels = {path: specs[i].name for path, i in indices.items()}
+        return _optax(specs, unpack(specs, self.numbers), labels, self.step)
+
+    # What the graph reads and advances; each is remade only after a change.
+
+    @property
+    def step(self) -> int:
+        """Updates applied so far; what schedules count."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        self.counter = jnp.asarray(step, jnp.int32)
+
+    def advance(self, slots: list[jax.Array], counter: jax.Array) -> None:
+        """Take over the slots and the counter after one more update."""
+        self.slots = slots
+        self.counter = counter
+        self._step += 1
+
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """Differs after any change of a group, of the schedule, or of float width."""
+        changes = sum(group.version for group in self.param_groups)
+        return (len(self.param_groups), changes, self.lr_sch, wide())
+
+    @property
+    def specs(self) -> tuple[GroupSpec, ...]:
+        """The constants of a trace, one for each group."""
+        return self._cached("specs", self._specs)
+
+    @property
+    def numbers(self) -> jax.Array:
+        """Every live number: float32[n], float64[n] under x64."""
+        return self._cached("numbers", self._numbers)
+
+    def _specs(self) -> tuple[GroupSpec, ...]:
+        pairs = zip(self.param_groups, self._rules, strict=True)
+        return tuple(group_spec(group, rule, self.lr_sch) for group, rule in pairs)
+
+    def _numbers(self) -> jax.Array:
+        return jnp.asarray(np.asarray(pack(self.specs, self.param_groups), float))
+
+    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
+        version = self.version
+        if self._cache.get(name, (None,))[0] != version:
+            self._cache[name] = (version, make())
+        return self._cache[name][1]
+
+    def _make_group(self, given: Mapping[str, Any]) -> tuple[ParamGroup, Rule]:
+        group = dict(given)
+        name = group.setdefault("name", f"group{len(self.param_groups)}")
+        if "params" not in group:
+            raise KeyError(f"params: group {name!r} needs {{'params': ...}}")
+        other = group.pop("optimizer", None)
+        if other is not None:
+            return self._of_other_class(other, group)
+        known = ["params", "name", *self.defaults]
+        for key in group:
+            if key not in known:
+                raise KeyError(unknown_key(key, known, f"group {name!r}"))
+        check = functools.partial(self._check, name)
+        return ParamGroup({**self.defaults, **group}, check), self._rule
+
+    def _of_other_class(self, other: Any, group: dict[str, Any]) -> Any:
+        """A group with the rule and the defaults of another optimizer class."""
+        if not (isinstance(other, type) and issubclass(other, Optimizer)):
+            raise TypeError(
+                f"group {group['name']!r}: optimizer must be a class of glr.optim, "
+                f"such as glr.optim.AdamW, not {other!r}"
+            )
+        shared = {key: self.defaults[key] for key in ("lr", *COMMON)}
+        made = other([{**shared, **group}])
+        return made.param_groups[0], made._rules[0]
+
+    def _check(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        defaults = {**COMMON, **self._hyper, **self.defaults}
+        checked = dict(values)
+        try:
+            for key in self.defaults:
+                if checked[key] is inspect.Parameter.empty:
+                    raise ValueError(
+                        "parameter group didn't specify a value of required "
+                        f"optimization parameter {key}: give {{{key!r}: ...}}"
+                    )
+                checked[key] = check_value(key, checked[key], defaults[key])
+            hyper = {key: checked[key] for key in self._hyper}
+            lr = {"lr": 0.0} if "lr" in inspect.signature(self._rule).parameters else {}
+            self._rule(**hyper, **lr)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"in group {name!r}")
+            raise
+        return checked
+
+    def __repr__(self) -> str:
+        groups = "\n".join(
+            f"  {group.name}: {group.selector}, lr {lr:g}"
+            for group, lr in zip(self.param_groups, self.lr().values(), strict=True)
+        )
+        return f"{type(self).__name__}(\n{groups}\n)"
+
+
+def _as_groups(params: Any) -> list[Any]:
+    """What the user gave as a list of group dicts."""
+    if isinstance(params, Mapping) and not isinstance(params, nnx.State):
+        return [params]
+    plain = isinstance(params, str | nnx.Module | nnx.Variable | nnx.State)
+    if plain or params is ... or callable(params) or not _is_iterable(params):
+        return [{"params": params}]
+    if isinstance(params, set | frozenset):
+        return [{"params": params}]
+    items = list(params)
+    if items and isinstance(items[0], Mapping):
+        return items
+    return [{"params": items}] if items else []
+
+
+def _is_iterable(value: Any) -> bool:
+    return hasattr(value, "__iter__") and not isinstance(value, jax.Array | np.ndarray)
+
+
+# --- plain optax ----------------------------------------------------------------------
+
+
+class GroupsState(NamedTuple):
+    """State of `Optimizer.as_optax`.
+
+    Attributes:
+        step: Updates already applied, int32[].
+        values: Live numbers, `{group: {key: number}}`.
+        lr: Learning rate of the next update, `{group: float}`.
+        inner: State of the `multi_transform`.
+    """
+
+    step: jax.Array
+    values: dict[str, Values]
+    lr: dict[str, jax.Array]
+    inner: Any
+
+
+def lr_of(state: GroupsState) -> dict[str, float]:
+    """Every group's learning rate for the next update, from a state of `as_optax`.
+
+    Example:
+        >>> tx = Optimizer("**", rule=optax.identity, lr=0.5).as_optax({"w": 1.0})
+        >>> lr_of(tx.init({"w": 1.0}))
+        {'group0': 0.5}
+    """
+    return {name: float(lr) for name, lr in state.lr.items()}
+
+
+def _params_of(tree: Any) -> list[Param]:
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
+    named = [(tuple(map(_part, path)), leaf) for path, leaf in leaves]
+    return [Param(dotted(parts), parts, leaf) for parts, leaf in named]
+
+
+def _part(key: Any) -> Any:
+    """The name or index that a pytree key stands for."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return str(key)
+
+
+def _optax(
+    specs: tuple[GroupSpec, ...],
+    values: dict[str, Values],
+    labels: dict[str, str],
+    start: int,
+) -> optax.GradientTransformation:
+    def rates(values: Mapping[str, Values], step: Any) -> dict[str, jax.Array]:
+        return {spec.name: group_lr(spec, values[spec.name], step) for spec in specs}
+
+    def flat(tree: Any) -> dict[str, Any]:
+        return dict(zip(labels, jax.tree.leaves(tree), strict=True))
+
+    def init(params: Any) -> GroupsState:
+        step = jnp.asarray(start, jnp.int32)
+        inner = transform(specs, values, labels, step).init(flat(params))
+        return GroupsState(step, values, rates(values, step), inner)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        tx = transform(specs, state.values, labels, state.step)
+        weights = None if params is None else flat(params)
+        directions: Any
+        directions, inner = tx.update(flat(updates), state.inner, weights)
+        step = state.step + 1
+        new = GroupsState(step, dict(state.values), rates(state.values, step), inner)
+        tree = jax.tree.structure(updates)
+        return jax.tree.unflatten(tree, [directions[path] for path in labels]), new
+
+    return optax.GradientTransformation(init, update)

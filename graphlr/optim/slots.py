@@ -1,0 +1,139 @@
+"""Optimizer state as a flat list of arrays, each with the names of its parameters.
+
+Inside the step the state is whatever pytree optax made; across the jit boundary it is
+the list of its leaves. To be saved, and to survive groups that are cut differently, it
+is a dict by parameter: `model.head.kernel.exp_avg`. A leaf that a whole group shares
+(the count of an optax transformation) is written once for each of its parameters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graphlr.groups import listing
+
+
+class Slot(NamedTuple):
+    """One leaf of the state.
+
+    Attributes:
+        name: Field names of the state, `exp_avg`.
+        paths: Dotted paths of the parameters it belongs to.
+        kind: "one" parameter's own, "each" (a vector with an entry for each of
+            `paths`), or "shared" by all of them.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    kind: str
+
+    @property
+    def keys(self) -> list[str]:
+        """Its keys in a named state."""
+        return [f"{path}.{self.name}" for path in self.paths]
+
+
+class Layout(NamedTuple):
+    """Where each leaf of a state belongs; equal layouts hold interchangeable lists.
+
+    Attributes:
+        tree: Tree structure of the state.
+        slots: One for each leaf.
+        types: Shape and dtype of each leaf.
+    """
+
+    tree: Any
+    slots: tuple[Slot, ...]
+    types: tuple[jax.ShapeDtypeStruct, ...]
+
+    def named(self, arrays: Sequence[jax.Array]) -> dict[str, jax.Array]:
+        """The state by parameter: `{"model.head.kernel.exp_avg": array}`."""
+        named: dict[str, jax.Array] = {}
+        for slot, array in zip(self.slots, arrays, strict=True):
+            values = list(array) if slot.kind == "each" else [array] * len(slot.paths)
+            named |= dict(zip(slot.keys, values, strict=True))
+        return named
+
+    def keys(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Every key of the named state, with its shape and dtype."""
+        return {
+            key: jax.ShapeDtypeStruct((), kind.dtype) if slot.kind == "each" else kind
+            for slot, kind in zip(self.slots, self.types, strict=True)
+            for key in slot.keys
+        }
+
+    def flat(
+        self, named: Mapping[str, Any], fresh: Sequence[jax.Array]
+    ) -> list[jax.Array]:
+        """The list of leaves, from `named` where it has them and else from `fresh`.
+
+        Raises:
+            ValueError: Parameters that now share a leaf bring different values of it.
+        """
+        start = self.named(fresh)
+        leaves = []
+        for slot, kind in zip(self.slots, self.types, strict=True):
+            values = [named.get(key, start[key]) for key in slot.keys]
+            if slot.kind == "shared":
+                _check_equal(slot, values)
+            array = jnp.stack(values) if slot.kind == "each" else values[0]
+            leaves.append(jnp.asarray(array, kind.dtype))
+        return leaves
+
+
+def layout_of(state: Any, labels: Mapping[str, str]) -> Layout:
+    """The layout of a `multi_transform` state over `{path: parameter}`.
+
+    Args:
+        state: The state, of arrays or of shapes.
+        labels: `{path: group}`.
+
+    Example:
+        >>> import optax
+        >>> tx = optax.multi_transform({"g": optax.adam(0.1)}, {"m.w": "g"})
+        >>> layout = layout_of(tx.init({"m.w": jnp.ones(2)}), {"m.w": "g"})
+        >>> list(layout.keys())
+        ['m.w.count', 'm.w.mu', 'm.w.nu']
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
+    seen: Counter[tuple[str, str]] = Counter()
+    slots, types = [], []
+    for keys, leaf in leaves:
+        slot = _slot(keys, labels)
+        times = max(seen[key, ""] for key in slot.keys) if slot.keys else 0
+        seen.update((key, "") for key in slot.keys)
+        slots.append(slot._replace(name=f"{slot.name}_{times}") if times else slot)
+        types.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return Layout(tree, tuple(slots), tuple(types))
+
+
+def _slot(keys: Sequence[Any], labels: Mapping[str, str]) -> Slot:
+    fields = [key.name for key in keys if hasattr(key, "name")]
+    name = ".".join(f for f in fields if f not in ("inner_states", "inner_state"))
+    entries = [key.key for key in keys if hasattr(key, "key")]
+    group, *inside = entries
+    path = next((entry for entry in inside if entry in labels), None)
+    if path is not None:
+        return Slot(name, (path,), "one")
+    paths = tuple(sorted(path for path, label in labels.items() if label == group))
+    return Slot(name, paths, "each" if fields[-1] == "steps" else "shared")
+
+
+def _check_equal(slot: Slot, values: Sequence[Any]) -> None:
+    different = [
+        path
+        for path, value in zip(slot.paths, values, strict=True)
+        if not np.array_equal(value, values[0])
+    ]
+    if different:
+        raise ValueError(
+            f"{slot.name} is one number for a whole group, and the parameters that are "
+            f"now in one group bring different ones: {slot.paths[0]} has {values[0]}, "
+            f"{listing(different)} have others. Keep them in groups of their own."
+        )

@@ -1,0 +1,151 @@
+"""What the Variables of a graph are for: trained, by which group, or carried along."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from graphlr.groups import label_params
+from graphlr.modules import Modules, read
+from graphlr.optim.compiled import GroupSpec, transform, unpack
+from graphlr.optim.optimizer import Optimizer
+from graphlr.optim.slots import Layout, layout_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """The constants of a graph's step, until the structure of a group changes.
+
+    Attributes:
+        modules: Every Variable of the graph.
+        names: Dotted paths of the trained parameters, optimizer after optimizer.
+        trained: Their Variables.
+        extras: Every other Variable: frozen parameters, statistics, RNG.
+        labels: For each optimizer `{path: group}` of what it trains.
+        specs: For each optimizer the constants of its groups.
+        layouts: For each optimizer where its slots belong.
+    """
+
+    modules: Modules
+    names: list[str]
+    trained: list[nnx.Variable]
+    extras: list[nnx.Variable]
+    labels: list[dict[str, str]]
+    specs: list[tuple[GroupSpec, ...]]
+    layouts: list[Layout]
+
+    @property
+    def frozen(self) -> set[str]:
+        """Dotted paths of the parameters that are not trained."""
+        return {param.path for param in self.modules.params}.difference(self.names)
+
+    def asks_same_step(self, other: Plan) -> bool:
+        """Whether programs compiled for `other` are right for this plan."""
+        return (
+            self.names == other.names
+            and self.labels == other.labels
+            and self.specs == other.specs
+            and self.layouts == other.layouts
+            and self.modules.paths == other.modules.paths
+        )
+
+
+def make_plan(attributes: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> Plan:
+    """Find the modules among `attributes` and put every parameter into its group.
+
+    Optimizers keep the slots of parameters they go on training, by name.
+
+    Raises:
+        ValueError: A parameter is in two groups or none, or every one is frozen.
+        TypeError: A trained parameter is no floating-point array.
+    """
+    modules = Modules(attributes)
+    labels = _labels(modules, optimizers)
+    names = [path for label in labels for path in label]
+    by_path = {param.path: param.value for param in modules.params}
+    if optimizers and not names:
+        raise ValueError(
+            "every parameter is frozen, so there is nothing to train: unfreeze a "
+            "group, optimizer.param_groups[0]['frozen'] = False, or make the graph "
+            "without optimizer"
+        )
+    for name in names:
+        _check_float(name, by_path[name])
+    trained = [by_path[name] for name in names]
+    ids = set(map(id, trained))
+    plan = Plan(
+        modules=modules,
+        names=names,
+        trained=trained,
+        extras=[v for v in modules.variables if id(v) not in ids],
+        labels=labels,
+        specs=[optimizer.specs for optimizer in optimizers],
+        layouts=[],
+    )
+    for optimizer, label in zip(optimizers, labels, strict=True):
+        params = {path: read([by_path[path]])[0] for path in label}
+        plan.layouts.append(_adopt(optimizer, label, params))
+    return plan
+
+
+def _labels(modules: Modules, optimizers: Sequence[Optimizer]) -> list[dict[str, str]]:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    owners = [k for k, o in enumerate(optimizers) for _ in o.param_groups]
+    labels: list[dict[str, str]] = [{} for _ in optimizers]
+    chosen = label_params(modules.params, groups) if optimizers else {}
+    for path, i in chosen.items():
+        if not groups[i]["frozen"]:
+            labels[owners[i]][path] = groups[i].name
+    return labels
+
+
+def _adopt(
+    optimizer: Optimizer, labels: dict[str, str], params: dict[str, jax.Array]
+) -> Layout:
+    """Give the optimizer its slots for `params`; those it has are kept by name."""
+    specs = optimizer.specs
+
+    def init(numbers: jax.Array, params: dict[str, jax.Array]) -> Any:
+        step = jnp.zeros((), jnp.int32)
+        return transform(specs, unpack(specs, numbers), labels, step).init(params)
+
+    layout = layout_of(jax.eval_shape(init, optimizer.numbers, params), labels)
+    old = optimizer.layout
+    if old == layout and old is not None:
+        return old
+    fresh = jax.tree.leaves(jax.jit(init)(optimizer.numbers, params))
+    named = old.named(optimizer.slots) if old else {}
+    optimizer.slots = layout.flat(named, fresh)
+    optimizer.layout = layout
+    return layout
+
+
+def _check_float(path: str, variable: nnx.Variable) -> None:
+    (array,) = read([variable])
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{path} is {dtype or type(array).__name__}, which has no gradient: freeze "
+            f"it, {{'params': {path!r}, 'frozen': True}}, or make it no nnx.Param"
+        )
+
+
+def check_unchanged(plan: Plan) -> None:
+    """Notice a module that is no longer the one that was planned for.
+
+    Raises:
+        ValueError: Names its path.
+    """
+    changed = plan.modules.replaced()
+    if changed:
+        raise ValueError(
+            f"{changed} was replaced, added or removed after the graph was "
+            "compiled, so the graph would go on with the old one. Change modules "
+            "before the first call, or make a new graph and optimizer over the changed "
+            "model"
+        )

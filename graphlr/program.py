@@ -1,0 +1,187 @@
+"""A step made ready to run: compiled ahead of time, and run without losing anything."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+
+from graphlr.groups import listing
+from graphlr.plan import Plan
+from graphlr.signature import Constant, Signature, check_range, index_limits
+from graphlr.step import Findings, Inputs, Results, State
+
+Step = Callable[[State, Inputs], Results]
+
+
+class Compile(NamedTuple):
+    """One compilation.
+
+    Attributes:
+        why: What made it necessary.
+        trace_seconds: Time to trace and lower.
+        compile_seconds: Time that XLA took.
+    """
+
+    why: str
+    trace_seconds: float
+    compile_seconds: float
+
+
+class Compiles:
+    """Every compilation of a graph so far.
+
+    Attributes:
+        records: Each, in order.
+
+    Example:
+        >>> compiles = Compiles([Compile("first call", 0.5, 1.5)])
+        >>> compiles.count, compiles.seconds, compiles.why
+        (1, 2.0, ['first call'])
+        >>> compiles
+        1 compiled in 2.0 s: first call
+    """
+
+    def __init__(self, records: Sequence[Compile] = ()) -> None:
+        self.records = list(records)
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Trace and compile time of all together."""
+        return sum(r.trace_seconds + r.compile_seconds for r in self.records)
+
+    @property
+    def why(self) -> list[str]:
+        """What made each necessary."""
+        return [record.why for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __int__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        why = "; ".join(self.why)
+        return f"{self.count} compiled in {self.seconds:.1f} s: {why or 'nothing yet'}"
+
+
+class Program(NamedTuple):
+    """A step for one signature.
+
+    Attributes:
+        run: The compiled step.
+        found: What tracing found out.
+        limits: `{position in the batch: size}` of what integer arrays index.
+    """
+
+    run: Step
+    found: Findings
+    limits: dict[int, int]
+
+
+def compile_step(
+    step: Step,
+    found: Findings,
+    state: State,
+    inputs: Inputs,
+    *,
+    plan: Plan,
+    donate: bool,
+) -> tuple[Program, float, float]:
+    """Trace and compile `step` for arrays like these.
+
+    Returns:
+        The program, seconds of tracing, seconds of compiling.
+
+    Raises:
+        ValueError: The step uses a parameter as a constant.
+    """
+    start = time.perf_counter()
+    jitted = jax.jit(step, donate_argnums=(0,) if donate else ())
+    traced = jitted.trace(state, inputs)
+    _check_constants(traced.jaxpr.consts, state, inputs, plan)
+    jaxpr = traced.jaxpr.jaxpr
+    batch = jaxpr.invars[len(jaxpr.invars) - len(inputs.batch) :]
+    limits = index_limits(jaxpr, {v: i for i, v in enumerate(batch)})
+    lowered = traced.lower()
+    middle = time.perf_counter()
+    run = lowered.compile()
+    end = time.perf_counter()
+    return Program(run, found, limits), middle - start, end - middle
+
+
+def _check_constants(
+    constants: Sequence[Any], state: State, inputs: Inputs, plan: Plan
+) -> None:
+    """Refuse a model that `build` reads through a name other than self's."""
+    names = dict(zip(map(id, plan.modules.variables), plan.modules.paths, strict=True))
+    pairs = (
+        *zip(state.trained, plan.trained, strict=True),
+        *zip(inputs.extras, plan.extras, strict=True),
+    )
+    arrays = {id(array): names[id(variable)] for array, variable in pairs}
+    captured = [arrays[id(c)] for c in constants if id(c) in arrays]
+    if captured:
+        raise ValueError(
+            f"build() uses {listing(captured)} as a constant, because it reaches the "
+            "module by a name other than self's; it would neither train nor change. "
+            "Hold the module as an attribute and write self.model(image)"
+        )
+
+
+def check_ranges(
+    limits: dict[int, int],
+    batch: Sequence[Any],
+    signature: Signature,
+    build: Callable[..., Any],
+) -> None:
+    """Refuse host arrays whose values are visibly out of range as indices.
+
+    Arrays on a device are not read: that would wait for them.
+
+    Raises:
+        ValueError: Names the argument, the value and its place.
+    """
+
+    def name(i: int) -> str:
+        kinds = zip(signature.kinds, signature.names(build), strict=True)
+        return [name for kind, name in kinds if not isinstance(kind, Constant)][i]
+
+    for i, size in limits.items():
+        if not isinstance(batch[i], jax.Array):
+            check_range(batch[i], size, functools.partial(name, i))
+
+
+class Undisturbed:
+    """Holds Ctrl-C back until a step's results are written, then lets it through.
+
+    Between the call that donates the old buffers and the write of the new ones an
+    exception would leave Variables without arrays.
+    """
+
+    def __enter__(self) -> None:
+        self._held: list[tuple[int, FrameType | None]] = []
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._handler = signal.signal(
+                signal.SIGINT, lambda number, frame: self._held.append((number, frame))
+            )
+
+    def __exit__(self, *error: object) -> None:
+        if not self._main:
+            return
+        signal.signal(signal.SIGINT, self._handler)
+        if self._held and callable(self._handler):
+            self._handler(*self._held[0])

@@ -1,0 +1,312 @@
+"""The arguments of `build`: what is traced, what is a constant, what is wrong.
+
+A signature is the tree structure of the arguments with the type of every array and the
+value of every constant: a graph compiles once for each. Messages use the names of
+`build`'s own parameters (`image: float32[64,32,32,3]`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Build = Callable[..., Any]
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic, int, float, complex)
+_OBJECT = np.dtype(object)
+_CONSTANTS = (str, bytes, bool, enum.Enum, type, np.dtype)
+
+
+_config: Any = jax.config  # its options are made at run time, unknown to type checkers
+
+
+def wide() -> bool:
+    """Whether JAX has 64-bit types now."""
+    return bool(_config.jax_enable_x64)
+
+
+class Constant(NamedTuple):
+    """An argument that is part of the signature, not an input of the step."""
+
+    type: type
+    value: Any
+
+    def __str__(self) -> str:
+        return f"the {self.type.__name__} {self.value!r}"
+
+
+class Signature(NamedTuple):
+    """What a compiled step is made for; hashable.
+
+    Attributes:
+        tree: Tree structure of `(args, kwargs)`.
+        kinds: For each leaf the type of the array (`float32[8,3]`) or a `Constant`.
+        wide: Whether 64-bit types are enabled.
+    """
+
+    tree: Any
+    kinds: tuple[Any, ...]
+    wide: bool = False
+
+    def fill(self, arrays: Sequence[Any]) -> Any:
+        """`(args, kwargs)` with `arrays` in the places of the traced leaves."""
+        values = iter(arrays)
+        leaves = [
+            kind.value if isinstance(kind, Constant) else next(values)
+            for kind in self.kinds
+        ]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def names(self, build: Build) -> list[str]:
+        """What each leaf is called in the user's own words, `batch['image']`."""
+        positions = list(inspect.signature(build).parameters)
+        paths = jax.tree_util.tree_leaves_with_path(self.fill(self.kinds_as_leaves()))
+        return [_name(path, positions) for path, _ in paths]
+
+    def kinds_as_leaves(self) -> list[Any]:
+        """A stand-in for each traced leaf."""
+        return [kind for kind in self.kinds if not isinstance(kind, Constant)]
+
+    def describe(self, build: Build) -> dict[str, str]:
+        """`{name: type or constant}`.
+
+        Example:
+            >>> def build(image, mode): ...
+            >>> signature, _ = read(build, (np.zeros((2, 3), "f4"), "fast"), {})
+            >>> signature.describe(build)
+            {'image': 'float32[2,3]', 'mode': "the str 'fast'"}
+        """
+        kinds = (_short(kind) for kind in self.kinds)
+        return dict(zip(self.names(build), kinds, strict=True))
+
+    def difference(self, other: Signature, build: Build) -> str:
+        """What of `self` differs from `other`, `image float32[5,3], was ...[8,3]`."""
+        now, before = self.describe(build), other.describe(build)
+        changed = [
+            f"{name} {now.get(name, 'absent')} (was {before.get(name, 'absent')})"
+            for name in {**before, **now}
+            if now.get(name) != before.get(name)
+        ]
+        if self.wide != other.wide:
+            changed.append("64-bit types " + ("on" if self.wide else "off"))
+        return ", ".join(changed) or "the structure of the arguments"
+
+
+def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
+    """The signature of a call, and its arrays.
+
+    Arrays are everything with a dtype, and Python numbers; strings, booleans, enums and
+    callables are constants. A dataclass that JAX doesn't know is registered with it.
+
+    Raises:
+        TypeError: A leaf is neither; names the argument.
+
+    Example:
+        >>> def build(image, mode): ...
+        >>> signature, arrays = read(build, (np.zeros((2, 3)), "fast"), {})
+        >>> len(arrays), signature.kinds[1].value
+        (1, 'fast')
+    """
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    kinds: list[Any] = []
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, _CONSTANTS) or callable(leaf):
+            kinds.append(Constant(type(leaf), leaf))
+            continue
+        if _register(leaf):
+            return read(build, args, kwargs)
+        if not isinstance(leaf, _ARRAYS) and hasattr(leaf, "__array__"):
+            leaf = leaves[i] = np.asarray(leaf)
+        if not isinstance(leaf, _ARRAYS) or getattr(leaf, "dtype", None) is _OBJECT:
+            paths = jax.tree_util.tree_leaves_with_path((args, kwargs))
+            name = _name(paths[i][0], list(inspect.signature(build).parameters))
+            raise TypeError(
+                f"argument {name} is {_object(leaf)}, which can't be traced: give a "
+                "JAX or NumPy array or a number (strings, booleans and callables are "
+                "constants of the trace)"
+            )
+        kinds.append(jax.typeof(leaf))
+    arrays = [
+        leaf
+        for leaf, kind in zip(leaves, kinds, strict=True)
+        if not isinstance(kind, Constant)
+    ]
+    return Signature(tree, tuple(kinds), wide()), arrays
+
+
+def check_against(new: Signature, known: Signature, build: Build) -> None:
+    """Refuse a constant where the graph has always been given an array.
+
+    Raises:
+        TypeError: Names the argument, what it was and what it is.
+    """
+    if new.tree != known.tree:
+        return
+    for i, (now, before) in enumerate(zip(new.kinds, known.kinds, strict=True)):
+        if isinstance(now, Constant) and not isinstance(before, Constant):
+            raise TypeError(
+                f"argument {new.names(build)[i]} is {now}; "
+                f"this graph is compiled for {_short(before)} there"
+            )
+
+
+def registered(tree: Any) -> Any:
+    """`tree`, once JAX knows every dataclass in it.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Batch:
+        ...     image: int
+        >>> jax.tree.leaves(registered([Batch(image=3)]))
+        [3]
+    """
+    for leaf in jax.tree.leaves(tree):
+        if _register(leaf):
+            return registered(tree)
+    return tree
+
+
+def _register(leaf: Any) -> bool:
+    """Register the dataclass that `leaf` is an instance of, if it is one."""
+    if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+        return False
+    names = [field.name for field in dataclasses.fields(leaf) if field.init]
+    jax.tree_util.register_dataclass(type(leaf), data_fields=names, meta_fields=[])
+    return True
+
+
+def _name(path: Any, positions: list[str]) -> str:
+    """`(0, 1, 'x')` is the second positional argument's `['x']`."""
+    which, first, *rest = path
+    name = first.key if which.idx else None
+    if name is None:
+        known = first.idx < len(positions)
+        name = positions[first.idx] if known else f"argument {first.idx}"
+    return name + jax.tree_util.keystr(tuple(rest))
+
+
+def _short(kind: Any) -> str:
+    return str(kind) if isinstance(kind, Constant) else kind.str_short()
+
+
+def _object(leaf: Any) -> str:
+    if isinstance(leaf, np.ndarray):
+        return f"an array of Python objects, shape {leaf.shape}"
+    return f"a {type(leaf).__name__}"
+
+
+# --- indices out of range -------------------------------------------------------------
+
+_SAME_VALUES = {
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "expand_dims",
+    "reshape",
+    "squeeze",
+    "transpose",
+}
+
+
+def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
+    """Sizes of the axes that integer inputs of a traced step index.
+
+    A label out of range makes XLA read NaN without a word. Here every input that
+    reaches a gather unchanged (through `take_along_axis`, `take`, `x[i]`, so through
+    `optax.softmax_cross_entropy_with_integer_labels` and `nnx.Embed`) is found, so that
+    its values can be checked on the host before the step.
+
+    Args:
+        jaxpr: Of the step.
+        known: `{input variable: position}` of the inputs to follow.
+
+    Returns:
+        `{position: size}`: allowed values are -size to size - 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> traced = jax.jit(lambda x, i: jnp.take(x, i)).trace(jnp.ones(5), 1)
+        >>> jaxpr = traced.jaxpr.jaxpr
+        >>> index_limits(jaxpr, {jaxpr.invars[1]: 0})
+        {0: 5}
+    """
+    limits: dict[int, int] = {}
+    origin: dict[Any, tuple[int, bool]] = {v: (i, False) for v, i in known.items()}
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        sources = [origin.get(v) for v in equation.invars if not hasattr(v, "val")]
+        inner = _inner(equation)
+        if inner is not None:
+            passed = zip(inner.invars, equation.invars, strict=True)
+            follow = {
+                a: origin[b][0]
+                for a, b in passed
+                if not hasattr(b, "val") and b in origin and not origin[b][1]
+            }
+            found = index_limits(inner, follow)
+            limits = _smallest(limits, found)
+        if not any(sources):
+            continue
+        source = next(filter(None, sources))
+        if name in _SAME_VALUES:
+            origin[equation.outvars[0]] = source
+        elif name == "add":  # x + size, for indices counted from the end
+            origin[equation.outvars[0]] = (source[0], True)
+        elif name == "select_n" and _is_wrapped(sources):
+            origin[equation.outvars[0]] = (source[0], False)
+        elif inner is not None and inner.eqns and len(equation.outvars) == 1:
+            wrapped = inner.eqns[-1].primitive.name == "select_n"
+            if wrapped and _is_wrapped([None, *sources[1:]]):
+                origin[equation.outvars[0]] = (source[0], False)
+        elif name == "gather" and sources[-1] and not sources[-1][1]:
+            dims = equation.params["dimension_numbers"].start_index_map
+            if len(dims) == 1:
+                size = equation.invars[0].aval.shape[dims[0]]
+                limits = _smallest(limits, {sources[-1][0]: size})
+    return limits
+
+
+def _is_wrapped(sources: Sequence[tuple[int, bool] | None]) -> bool:
+    """`where(x < 0, x + size, x)`: both cases are one input, one of them moved."""
+    cases = [source for source in sources[1:] if source]
+    return len(cases) == 2 and cases[0][0] == cases[1][0] and cases[0][1] != cases[1][1]
+
+
+def _inner(equation: Any) -> Any:
+    """The jaxpr of a call with the same inputs, if the equation is one."""
+    inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+    inner = getattr(inner, "jaxpr", inner)
+    same = inner is not None and len(inner.invars) == len(equation.invars)
+    return inner if same else None
+
+
+def _smallest(a: dict[int, int], b: dict[int, int]) -> dict[int, int]:
+    return {i: min(a.get(i, b.get(i, 0)), b.get(i, a.get(i, 0))) for i in {**a, **b}}
+
+
+def check_range(array: Any, size: int, name: Callable[[], str]) -> None:
+    """Refuse indices that a host array visibly has out of range.
+
+    Raises:
+        ValueError: Names the argument, the value and the place.
+
+    Example:
+        >>> check_range(np.array([3, 99]), 10, lambda: "label")
+        Traceback (most recent call last):
+        ValueError: label[1] is 99, but it indexes 10 entries (0 to 9)
+    """
+    values = np.asarray(array)
+    if values.size == 0 or (values.max() < size and values.min() >= -size):
+        return
+    bad = np.argwhere((values >= size) | (values < -size))[0]
+    place = f"[{', '.join(map(str, bad))}]" if values.ndim else ""
+    raise ValueError(
+        f"{name()}{place} is {values[tuple(bad)]}, but it indexes {size} entries "
+        f"(0 to {size - 1})"
+    )
