@@ -27,6 +27,7 @@ from graphlr.program import (
     Compiles,
     Program,
     Undisturbed,
+    check_not_lost,
     check_ranges,
     compile_step,
 )
@@ -216,10 +217,19 @@ class Graph:
         plan = self._ready()
         signature, batch = arguments.read(self.build, args, kwargs)
         program = self._programs.get(signature)
+        known = program is not None
         if program is None:
             program = self._compile(plan, signature, batch)
         if program.limits:
             check_ranges(program.limits, batch, signature, self.build)
+        try:
+            return self._run(plan, program.run, program.found, batch)
+        except TypeError:  # raised before anything runs
+            if not known:
+                raise
+        self.__dict__["_why"] = "the dtype or shape of a Variable changed"
+        self._programs.clear()
+        program = self._compile(plan, signature, batch)
         return self._run(plan, program.run, program.found, batch)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
@@ -397,6 +407,11 @@ class Graph:
         steps = own([optimizer.counter for optimizer in self._optimizers])
         return State(own(read(plan.trained)), slots, steps)
 
+    def _donated(self, plan: Plan) -> list[jax.Array]:
+        slots = [array for optimizer in self._optimizers for array in optimizer.slots]
+        steps = [optimizer.counter for optimizer in self._optimizers]
+        return [*read(plan.trained), *slots, *steps]
+
     def _inputs(self, plan: Plan, batch: list[Any]) -> Inputs:
         numbers = [optimizer.numbers for optimizer in self._optimizers]
         return Inputs(read(plan.extras), numbers, batch)
@@ -411,7 +426,11 @@ class Graph:
         """Run a step and write what it gives back: everything or, on error, nothing."""
         inputs = self._inputs(plan, batch)
         with Undisturbed():
-            outputs, extras, state = run(self._state(plan), inputs)
+            try:
+                outputs, extras, state = run(self._state(plan), inputs)
+            except Exception as error:
+                check_not_lost(self._donated(plan), error)
+                raise
             write([plan.extras[i] for i in found.changed], extras)
             write(plan.trained, state.trained)
             for k, optimizer in enumerate(self._optimizers):

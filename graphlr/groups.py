@@ -364,7 +364,9 @@ class ParamGroups(Sequence[ParamGroup]):
                     "(everything not named elsewhere): only one can"
                 )
             mine, theirs = group.selector.variables, other.selector.variables
-            shared = [mine[i][0] for i in mine if i in theirs]
+            shared = [
+                max(mine[i][0], theirs[i][0], key=len) for i in mine if i in theirs
+            ]
             if shared:
                 raise ValueError(in_two_groups(shared, other.name, group.name))
         self._groups.append(group)

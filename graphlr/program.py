@@ -6,7 +6,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -132,7 +132,7 @@ def _check_constants(
         *zip(inputs.extras, plan.extras, strict=True),
     )
     arrays = {id(array): names[id(variable)] for array, variable in pairs}
-    captured = [arrays[id(c)] for c in constants if id(c) in arrays]
+    captured = sorted(arrays[id(c)] for c in constants if id(c) in arrays)
     if captured:
         raise ValueError(
             f"build() uses {listing(captured)} as a constant, because it reaches the "
@@ -162,6 +162,21 @@ def check_ranges(
     for i, size in limits.items():
         if not isinstance(batch[i], jax.Array):
             check_range(batch[i], size, functools.partial(name, i))
+
+
+def check_not_lost(arrays: Iterable[jax.Array], error: Exception) -> None:
+    """After a step failed with `error`, say so if it took its donated buffers along.
+
+    Raises:
+        RuntimeError: The state is lost; says how to restore it.
+    """
+    if any(array.is_deleted() for array in arrays):
+        raise RuntimeError(
+            "a step failed after its buffers were donated, so parameters and slots are "
+            "lost: graph.load_state_dict(saved) restores what graph.state_dict() gave "
+            "before. With config.donate = False a failed step costs nothing, and every "
+            "step costs the memory of a second copy."
+        ) from error
 
 
 class Undisturbed:

@@ -67,11 +67,10 @@ def load_state_dict(
     strict: bool,
 ) -> None:
     """Take `state` over, all of it or, on an error, nothing."""
-    expected = state_dict(plan, optimizers)
-    _check(state, expected, strict)
+    _check(state, _expected(plan, optimizers), strict)
     slots = {key[6:]: x for key, x in state.items() if key.startswith("slots.")}
     flat = [
-        layout.flat(slots, optimizer.slots)
+        layout.flat(slots, None if strict else optimizer.slots)
         for optimizer, layout in zip(optimizers, plan.layouts, strict=True)
     ]
     for path, variable in zip(plan.modules.paths, plan.modules.variables, strict=True):
@@ -79,12 +78,25 @@ def load_state_dict(
             (old,) = read([variable])
             write([variable], [_like(state[path], old)])
     for key, group, field in _fields(optimizers):
-        if key in state:
+        if key in state and not isinstance(group[field], bool):
             value = state[key]
             group[field] = tuple(map(float, value)) if np.ndim(value) else value
     for optimizer, arrays in zip(optimizers, flat, strict=True):
         optimizer.slots = arrays
         optimizer.step = int(state.get("step", optimizer.step))
+
+
+def _expected(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """What a state must hold: shapes and dtypes, without reading any array."""
+    modules = plan.modules
+    arrays = zip(modules.paths, read(modules.variables), strict=True)
+    expected: dict[str, Any] = {
+        path: jax.eval_shape(_plain, array) for path, array in arrays
+    }
+    for layout in plan.layouts:
+        expected |= {f"slots.{key}": kind for key, kind in layout.keys().items()}
+    expected |= {key: group[field] for key, group, field in _fields(optimizers)}
+    return {**expected, **({"step": 0} if optimizers else {})}
 
 
 def _fields(
@@ -131,6 +143,8 @@ def _check(state: Mapping[str, Any], expected: Mapping[str, Any], strict: bool) 
 
 
 def _type(value: Any) -> str:
-    if isinstance(value, bool | int | float | tuple | list) or np.ndim(value) == 0:
-        return f"{np.size(value)} number(s)"
-    return f"{value.dtype}{list(value.shape)}"
+    """Shape and dtype; one for all plain numbers, `2 numbers` for a tuple of two."""
+    shape = value.shape if hasattr(value, "shape") else np.shape(value)
+    if not hasattr(value, "dtype") or shape == ():
+        return "a number" if shape == () else f"{shape[0]} numbers"
+    return f"{value.dtype}{list(shape)}"

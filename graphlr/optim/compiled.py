@@ -35,7 +35,7 @@ def is_off(number: Any) -> bool:
     return isinstance(number, float) and number == 0.0
 
 
-def hyperparameters(rule: Rule) -> dict[str, Any]:
+def hyperparameters(rule: Callable[..., Any]) -> dict[str, Any]:
     """The hyperparameters of a rule and their defaults, from its signature."""
     return {
         name: parameter.default

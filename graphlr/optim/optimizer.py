@@ -90,6 +90,7 @@ class Optimizer:
             )
         self._rule = rule
         self._hyper = hyperparameters(rule)
+        self._kinds = {**COMMON, **self._hyper, **hyperparameters(type(self))}
         known = {**COMMON, **self._hyper}
         for key in keys:
             if key not in known:
@@ -270,7 +271,6 @@ class Optimizer:
         return made.param_groups[0], made._rules[0]
 
     def _check(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        defaults = {**COMMON, **self._hyper, **self.defaults}
         checked = dict(values)
         try:
             for key in self.defaults:
@@ -279,7 +279,7 @@ class Optimizer:
                         "parameter group didn't specify a value of required "
                         f"optimization parameter {key}: give {{{key!r}: ...}}"
                     )
-                checked[key] = check_value(key, checked[key], defaults[key])
+                checked[key] = check_value(key, checked[key], self._kinds.get(key))
             hyper = {key: checked[key] for key in self._hyper}
             lr = {"lr": 0.0} if "lr" in inspect.signature(self._rule).parameters else {}
             self._rule(**hyper, **lr)

@@ -69,17 +69,21 @@ class Layout(NamedTuple):
         }
 
     def flat(
-        self, named: Mapping[str, Any], fresh: Sequence[jax.Array]
+        self, named: Mapping[str, Any], fresh: Sequence[jax.Array] | None
     ) -> list[jax.Array]:
         """The list of leaves, from `named` where it has them and else from `fresh`.
+
+        Args:
+            named: By parameter, as `named` gives it.
+            fresh: Leaves of this layout, or None where `named` has every one.
 
         Raises:
             ValueError: Parameters that now share a leaf bring different values of it.
         """
-        start = self.named(fresh)
+        named = {**(self.named(fresh) if fresh else {}), **named}
         leaves = []
         for slot, kind in zip(self.slots, self.types, strict=True):
-            values = [named.get(key, start[key]) for key in slot.keys]
+            values = [named[key] for key in slot.keys]
             if slot.kind == "shared":
                 _check_equal(slot, values)
             array = jnp.stack(values) if slot.kind == "each" else values[0]

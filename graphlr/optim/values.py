@@ -95,7 +95,7 @@ def check_value(key: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{key} must be True or False, not {value!r}")
         return bool(value)
-    if isinstance(default, float):
+    if isinstance(default, float) or isinstance(value, float):
         return check_number(key, value)
     if isinstance(default, tuple) and all(isinstance(x, float) for x in default):
         return tuple(check_number(key, x) for x in value)

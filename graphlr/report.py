@@ -1,0 +1,152 @@
+"""What people look at: a progress bar, and a picture of loss, accuracy and rates.
+
+Takes plain data and imports nothing from graphlr; matplotlib is imported where it
+draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+@dataclasses.dataclass
+class History:
+    """What happened at each step, for `plot_history`.
+
+    Attributes:
+        loss: Loss at each step; device arrays are fine, they are read when drawn.
+        lr: Learning rate of each group at each step.
+        accuracy: `{updates applied: test accuracy from 0 to 1}`.
+
+    Example:
+        >>> history = History()
+        >>> history.add(2.3, {"head": 0.1})
+        >>> history.accuracy[1] = 0.5
+        >>> len(history.loss), history.lr
+        (1, {'head': [0.1]})
+    """
+
+    loss: list[Any] = dataclasses.field(default_factory=list)
+    lr: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    accuracy: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, loss: Any, lr: Mapping[str, float]) -> None:
+        """Note one step: its loss and the learning rates it used."""
+        self.loss.append(loss)
+        for name, rate in lr.items():
+            self.lr.setdefault(name, []).append(rate)
+
+
+class StepProgress:
+    """A progress bar over steps with the loss and every group's learning rate.
+
+    Reads the loss only a few times a second, so it doesn't make the device wait.
+
+    Args:
+        total: Number of steps.
+        console: Where to draw; standard output by default.
+
+    Example:
+        >>> with StepProgress(2, Console(quiet=True)) as progress:
+        ...     progress.advance(2.3, {"head": 0.1})
+        ...     progress.advance(2.1, {"head": 0.1})
+        >>> progress.text
+        'loss 2.1000  lr head 0.1'
+    """
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self.text = ""
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("train", total=total, text="")
+        self._shown = -1.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, loss: Any, lr: Mapping[str, float]) -> None:
+        """One step is done; `loss` may be a device array that isn't ready yet."""
+        now = self._progress.get_time()
+        last = self._progress.tasks[0].remaining == 1
+        if last or now - self._shown > 0.25:
+            rates = "  ".join(f"{name} {rate:.3g}" for name, rate in lr.items())
+            self.text = f"loss {float(loss):.4f}  lr {rates}"
+            self._shown = now
+        self._progress.update(self._task, advance=1, text=self.text)
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(text, highlight=False)
+
+
+def plot_history(history: History, path: str | Path) -> Path:
+    """Draw loss, test accuracy and every group's learning rate against the step.
+
+    Args:
+        history: What happened.
+        path: Of the picture, `loss_and_lr.png`; its folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; names the extra to install.
+        ValueError: `history` is empty.
+    """
+    if not history.loss:
+        raise ValueError("history is empty: history.add(loss, graph.lr) at each step")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plots need matplotlib: pip install 'graphlr[plot]'"
+        ) from error
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    steps = range(len(history.loss))
+    above.plot(steps, [float(loss) for loss in history.loss], lw=0.8, label="loss")
+    above.set(ylabel="loss", yscale="log")
+    if history.accuracy:
+        right = above.twinx()
+        percent = [100 * value for value in history.accuracy.values()]
+        right.plot([*history.accuracy], percent, "C1o-", ms=4)
+        right.set_ylabel("test accuracy, %", color="C1")
+    for name, rates in history.lr.items():
+        below.plot(steps, rates, label=name)
+    below.set(xlabel="step", ylabel="learning rate")
+    below.legend()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
