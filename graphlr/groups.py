@@ -263,22 +263,24 @@ class ParamGroup(Mapping[str, Any]):
         check: Returns normalised values, or raises.
 
     Attributes:
-        version: Grows by one with each assignment.
+        on_change: Called after each assignment.
 
     Example:
         >>> group = ParamGroup({"params": "**.bias", "name": "biases", "lr": 0.1}, dict)
+        >>> group.on_change = lambda: print("changed")
         >>> group["lr"] = 0.2
-        >>> group["lr"], group.version
-        (0.2, 1)
+        changed
+        >>> group["lr"]
+        0.2
     """
 
     def __init__(self, values: Mapping[str, Any], check: Check):
         """Check and keep `values`; see the class."""
+        self.on_change: Callable[[], None] = lambda: None
         self._check = check
         self._values = check(values)
         self.selector = Selector(self._values["params"])
         self._values["params"] = self.selector
-        self.version = 0
 
     @property
     def name(self) -> str:
@@ -305,7 +307,7 @@ class ParamGroup(Mapping[str, Any]):
             self.selector = Selector(values["params"])
             checked["params"] = self.selector
         self._values = checked
-        self.version += 1
+        self.on_change()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -124,7 +124,7 @@ def make_schedule(spec):
 def oneflow_sgd(
     momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False
 ):
-    """SGD as OneFlow has it: dampened from the first step, flags idle without momentum."""
+    """OneFlow's SGD: dampened from the first step, flags idle without momentum."""
     decayed = optax.add_decayed_weights(weight_decay)
     if isinstance(momentum, float) and momentum == 0.0:
         return decayed

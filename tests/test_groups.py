@@ -368,7 +368,7 @@ def test_any_rule_has_its_own_keys():
         return optax.scale(strength * power)
 
     with pytest.raises(
-        ValueError, match="didn't specify a value of required.*strength"
+        ValueError, match=r"didn't specify a value of required.*strength"
     ):
         glr.optim.Optimizer("**", rule=rule)
     optimizer = glr.optim.Optimizer(

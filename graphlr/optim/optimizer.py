@@ -102,6 +102,7 @@ class Optimizer:
         self.slots: list[jax.Array] = []
         self.step = 0
         self._rules: list[Rule] = []
+        self._changes = 0
         self._cache: dict[str, Any] = {}
         groups = _as_groups(params)
         if not groups:
@@ -137,6 +138,8 @@ class Optimizer:
         made, rule = self._make_group(group)
         self.param_groups.add(made)
         self._rules.append(rule)
+        made.on_change = self._note_change
+        self._note_change()
 
     def scale_lr(self, factor: float) -> None:
         """Multiply every group's base learning rate by `factor`.
@@ -218,8 +221,7 @@ class Optimizer:
     @property
     def version(self) -> tuple[Any, ...]:
         """Differs after any change of a group, of the schedule, or of float width."""
-        changes = sum(group.version for group in self.param_groups)
-        return (len(self.param_groups), changes, self.lr_sch, wide())
+        return (self._changes, self.lr_sch, wide())
 
     @property
     def specs(self) -> tuple[GroupSpec, ...]:
@@ -230,6 +232,9 @@ class Optimizer:
     def numbers(self) -> jax.Array:
         """Every live number: float32[n], float64[n] under x64."""
         return self._cached("numbers", self._numbers)
+
+    def _note_change(self) -> None:
+        self._changes += 1
 
     def _specs(self) -> tuple[GroupSpec, ...]:
         pairs = zip(self.param_groups, self._rules, strict=True)

@@ -1,0 +1,78 @@
+"""The examples, shortened, as a user would run them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_mobilenetv2_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load("mobilenetv2").main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in (
+        "--data", "--data-dir", "--epochs", "--batch-size", "--optimizer", "--lr",
+        "--features-lr-scale", "--classifier-lr-scale", "--schedule", "--seed", "--out",
+    ):  # fmt: skip
+        assert option in text
+
+
+@pytest.mark.parametrize(
+    "argv", [["--epochs", "0"], ["--lr", "nan"], ["--data", "imagenet"], ["--lr", "x"]]
+)
+def test_mobilenetv2_refuses_bad_arguments(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load("mobilenetv2").main(argv)
+    assert stop.value.code == 2
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_mobilenetv2_trains_prints_and_draws(tmp_path, capsys):
+    out = tmp_path / "pictures"
+    accuracy = load("mobilenetv2").main(
+        [
+            "--epochs",
+            "1",
+            "--optimizer",
+            "adam",
+            "--schedule",
+            "step",
+            "--out",
+            str(out),
+        ]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"test accuracy {100 * accuracy:.1f} %"
+    assert 0 <= accuracy <= 1
+    assert lines[0].startswith("device: ")
+    text = "\n".join(lines)
+    for part in ("features", "classifier", "lr_scale", "compiled in", "images/s"):
+        assert part in text
+    assert (out / "loss_and_lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_mobilenetv2_default_run_reaches_97_percent(tmp_path):
+    assert load("mobilenetv2").main(["--out", str(tmp_path)]) >= 0.97
+
+
+@pytest.mark.slow
+def test_the_tutorial_in_both_modes(capsys):
+    rates = load("oneflow_tutorial").main([])
+    assert rates["eager"] == pytest.approx(
+        {"features": 1e-3 * 0.9**2, "classifier": 1e-5 * 0.7**2}
+    )
+    assert rates["graph"] == pytest.approx({"features": 9e-4, "classifier": 7e-4})
+    assert "loss:" in capsys.readouterr().out

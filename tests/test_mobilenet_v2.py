@@ -1,0 +1,192 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from graphlr.models import MobileNetV2, mobilenet_v2
+
+TORCH = {
+    "loss": 3.0062590476,
+    "logits": [
+        [-0.3104534255, 0.3605684773, -0.7697616856, 1.0924296304, -2.4625792261],
+        [-1.6164794697, 1.7287550152, 0.3669887940, -0.1770088340, -2.5864573328],
+    ],
+    "gradient norms": {
+        "features.0.0.kernel": 526.6836619,
+        "features.3.conv.1.0.kernel": 379.4963582,
+        "features.4.conv.1.0.kernel": 351.1213847,
+        "features.9.conv.2.kernel": 9.726106597,
+        "features.14.conv.1.0.kernel": 82.27418194,
+        "features.17.conv.1.1.bias": 0.5934525379,
+        "classifier.1.kernel": 9.205426488,
+    },
+    "mean |statistics|": {
+        "features.0.1.mean": 0.00038839190504,
+        "features.14.conv.1.1.var": 0.9000997470580,
+        "features.18.1.var": 0.9533204623897,
+    },
+}
+
+
+def abstract(*args, **kwargs):
+    return nnx.eval_shape(lambda: mobilenet_v2(*args, **kwargs, rngs=nnx.Rngs(0)))
+
+
+def flat(model, *filters):
+    state = nnx.to_flat_state(nnx.state(model, *filters))
+    return {".".join(map(str, path)): leaf for path, leaf in state}
+
+
+def noise(shape, start=0):
+    """The same irregular numbers of deviation 1 on every machine and in any library."""
+    index = np.arange(start, start + math.prod(shape), dtype=np.float64)
+    uniform = np.sin(12.9898 * index) * 43758.5453 % 1
+    return (math.sqrt(12) * (uniform - 0.5)).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mobilenet_v2(num_classes=10, dropout=0.0, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1000, 3_504_872), (10, 2_236_682)])
+def test_parameter_counts_are_torchvisions(classes, count):
+    params = flat(abstract(classes), nnx.Param)
+    assert sum(leaf.size for leaf in params.values()) == count
+    assert len(params) == 158
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("features.0.0.kernel", (3, 3, 3, 32)),
+        ("features.0.1.scale", (32,)),
+        ("features.1.conv.0.0.kernel", (3, 3, 1, 32)),
+        ("features.1.conv.1.kernel", (1, 1, 32, 16)),
+        ("features.1.conv.2.bias", (16,)),
+        ("features.2.conv.0.0.kernel", (1, 1, 16, 96)),
+        ("features.2.conv.1.0.kernel", (3, 3, 1, 96)),
+        ("features.2.conv.2.kernel", (1, 1, 96, 24)),
+        ("features.2.conv.3.mean", (24,)),
+        ("features.18.1.var", (1280,)),
+        ("classifier.1.kernel", (1280, 10)),
+        ("classifier.1.bias", (10,)),
+    ],
+)
+def test_names_are_torchvisions(model, name, shape):
+    assert flat(model)[name].shape == shape
+
+
+def test_features_and_classifier_are_modules(model):
+    assert isinstance(model, MobileNetV2)
+    for part in (model.features, model.classifier):
+        assert isinstance(part, nnx.Module)
+    assert len(model.features) == 19
+
+
+@pytest.mark.parametrize(
+    ("arguments", "image", "trunk"),
+    [
+        ({}, 32, (1, 1, 1280)),
+        ({"stem_stride": 1}, 32, (2, 2, 1280)),
+        ({}, 224, (7, 7, 1280)),
+        ({"width_mult": 0.35}, 97, (4, 4, 1280)),
+        ({"width_mult": 1.4}, 64, (2, 2, 1792)),
+    ],
+)
+def test_output_shapes(arguments, image, trunk):
+    x = jax.ShapeDtypeStruct((2, image, image, 3), jnp.float32)
+    network = abstract(7, **arguments)
+    network.eval()
+    features = nnx.eval_shape(lambda m, x: m.features(x), network, x)
+    assert features.shape == (2, *trunk)
+    assert network.classifier[1].kernel.shape == (trunk[-1], 7)
+
+
+def test_initialisation_is_torchvisions(model):
+    params = flat(model, nnx.Param)
+    for name in ("features.18.0.kernel", "features.14.conv.1.0.kernel"):
+        kernel = np.asarray(params[name][...])
+        deviation = math.sqrt(2 / (math.prod(kernel.shape[:2]) * kernel.shape[3]))
+        assert kernel.std() == pytest.approx(deviation, rel=0.03)
+        assert abs(kernel.mean()) < 0.05 * deviation
+    assert params["classifier.1.kernel"][...].std() == pytest.approx(0.01, rel=0.03)
+    assert not params["classifier.1.bias"][...].any()
+    assert (params["features.5.conv.3.scale"][...] == 1).all()
+    assert not params["features.5.conv.3.bias"][...].any()
+
+
+def test_equal_seeds_give_equal_models_and_streams_advance(model):
+    rngs = nnx.Rngs(0)
+    first, second = (mobilenet_v2(10, dropout=0.0, rngs=rngs) for _ in range(2))
+    kernels = [flat(m, nnx.Param) for m in (model, first, second)]
+    for name in ("features.7.conv.2.kernel", "classifier.1.kernel"):
+        reference, again, other = (params[name][...] for params in kernels)
+        assert jnp.array_equal(reference, again)
+        assert not jnp.array_equal(reference, other)
+
+
+def test_a_new_model_trains_and_train_and_eval_switch_everything():
+    network = abstract(10)
+    dropout, norm = network.classifier[0], network.features[17].conv[1][1]
+    assert (dropout.deterministic, norm.use_running_average) == (False, False)
+    network.eval()
+    assert (dropout.deterministic, norm.use_running_average) == (True, True)
+    network.train()
+    assert (dropout.deterministic, norm.use_running_average) == (False, False)
+
+
+def test_dtype_and_param_dtype():
+    network = abstract(10, dtype=jnp.bfloat16, param_dtype=jnp.float16)
+    assert {leaf.dtype for leaf in flat(network, nnx.Param).values()} == {
+        jnp.dtype("float16")
+    }
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    assert nnx.eval_shape(lambda m, x: m(x), network, x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((32, 32, 3), "float32"), ValueError, r"\(32, 32, 3\).*x\[None\]"),
+        (np.zeros((2, 3, 32, 32), "float32"), ValueError, r"transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 32, 32, 3), "uint8"), TypeError, r"uint8.*/ 255"),
+    ],
+)
+def test_a_wrong_input_is_explained(model, x, error, message):
+    with pytest.raises(error, match=message):
+        model(x)
+
+
+def test_numbers_are_pytorchs():
+    """Values, gradients and statistics of PyTorch 2.13, in float64, same weights."""
+    network = mobilenet_v2(10, dropout=0.0, rngs=nnx.Rngs(0))
+    for name, leaf in flat(network, nnx.Param).items():
+        if name.endswith("kernel"):
+            *window, _, outputs = leaf.shape
+            fan_out = math.prod(window) * outputs
+            scale = math.sqrt(2 / fan_out) if window else 0.1
+            leaf[...] = jnp.asarray(scale * noise(leaf.shape), jnp.float32)
+    x = jnp.asarray(noise((4, 64, 64, 3), start=1), jnp.float32)
+    graphdef, params, rest = nnx.split(network, nnx.Param, ...)
+
+    def loss(params):
+        network = nnx.merge(graphdef, params, rest, copy=True)
+        logits = network(x)
+        chosen = jax.nn.log_softmax(logits)[jnp.arange(4), jnp.arange(4)]
+        return -chosen.mean(), (logits, nnx.state(network, nnx.BatchStat))
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, stats)), gradients = step(params)
+    assert float(value) == pytest.approx(TORCH["loss"], rel=1e-3)
+    np.testing.assert_allclose(logits[:2, :5], TORCH["logits"], rtol=1e-2, atol=1e-2)
+    for name, norm in TORCH["gradient norms"].items():
+        gradient = flat(gradients)[name][...]
+        assert float(jnp.linalg.norm(gradient)) == pytest.approx(norm, rel=1e-2), name
+    for name, mean in TORCH["mean |statistics|"].items():
+        assert float(abs(flat(stats)[name][...]).mean()) == pytest.approx(
+            mean, rel=1e-3
+        ), name
