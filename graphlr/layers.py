@@ -224,11 +224,11 @@ class BatchNorm(nnx.BatchNorm):
     """An `nnx.BatchNorm` with the constants and running variance of PyTorch.
 
     `momentum=0.9` keeps nine tenths of the old statistics: it is PyTorch's 0.1.
-    Three things differ from `nnx.BatchNorm`: the defaults of `momentum` and
-    `epsilon`; the variance is computed in two passes, which stays right where the
-    mean is thousands of times the deviation; and the *running* variance is the
-    unbiased one, as in `torch.nn.BatchNorm2d` and OneFlow (the batch itself is
-    normalised by the biased one, in all of them).
+    What differs from `nnx.BatchNorm`: the default `momentum`; the variance is computed
+    in two passes, which stays right where the mean is thousands of times the
+    deviation; and the *running* variance is the unbiased one, as in
+    `torch.nn.BatchNorm2d` and OneFlow (the batch itself is normalised by the biased
+    one, in all of them).
 
     Raises:
         ValueError: in training, if there is only one value per channel, whose
@@ -259,6 +259,10 @@ class BatchNorm(nnx.BatchNorm):
             use_fast_variance=use_fast_variance,
             **kwargs,
         )
+        # nnx keeps float32 statistics even of a float64 layer, and warns at each step.
+        dtype = jnp.promote_types(self.param_dtype, jnp.float32)
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, dtype))
+        self.var = nnx.BatchStat(jnp.ones(num_features, dtype))
 
     def __call__(
         self,

@@ -15,7 +15,6 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -70,10 +69,9 @@ class StepProgress:
     def __init__(self, total: int, console: Console | None = None) -> None:
         self.text = ""
         self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=10),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}"),
             console=console,
             refresh_per_second=4,
@@ -98,14 +96,14 @@ class StepProgress:
         now = self._progress.get_time()
         last = self._progress.tasks[0].remaining == 1
         if last or now - self._shown > 0.25:
-            rates = "  ".join(f"{name} {rate:.3g}" for name, rate in lr.items())
+            rates = "  ".join(f"{name} {rate:.2g}" for name, rate in lr.items())
             self.text = f"loss {float(loss):.4f}  lr {rates}"
             self._shown = now
         self._progress.update(self._task, advance=1, text=self.text)
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
 
 
 def plot_history(history: History, path: str | Path) -> Path:

@@ -21,6 +21,7 @@ from graphlr.optim.transforms import centralize, clip_by_norm
 Rule = Callable[..., optax.GradientTransformation]
 Values = Mapping[str, Any]  # key -> number or tuple of numbers, of one group
 
+REQUIRED = object()  # in place of a default: some group or the optimizer must say
 # Numbers whose zero changes which slots exist: zero is a constant of the trace.
 _STRUCTURAL = ("momentum", "dampening")
 
@@ -37,8 +38,9 @@ def is_off(number: Any) -> bool:
 
 def hyperparameters(rule: Callable[..., Any]) -> dict[str, Any]:
     """The hyperparameters of a rule and their defaults, from its signature."""
+    empty = inspect.Parameter.empty
     return {
-        name: parameter.default
+        name: REQUIRED if parameter.default is empty else parameter.default
         for name, parameter in inspect.signature(rule).parameters.items()
         if name != "lr"
     }

@@ -22,6 +22,7 @@ from graphlr.groups import (
     unknown_key,
 )
 from graphlr.optim.compiled import (
+    REQUIRED,
     GroupSpec,
     Rule,
     Values,
@@ -46,6 +47,9 @@ class Optimizer:
     the next step and never recompiles; setting a flag, or a momentum from or to zero,
     traces once more.
 
+    A subclass has a `rule`; its signature is `(params, lr, *hyperparameters of the
+    rule, *, keys of every group)`.
+
     Args:
         params: A list of groups, each `{"params": selector, key: value, ...}`, or one
             selector: a module, a Variable, an iterable of them, a glob over dotted
@@ -55,10 +59,11 @@ class Optimizer:
             `clip_grad_max_norm`, `clip_grad_norm_type`, `grad_centralization`,
             `optimizer` (another class of `glr.optim` for this group) and every
             hyperparameter of the rule.
+        args: `lr` (a number, a schedule `step -> lr` or a 1-D array), then
+            hyperparameters in the rule's order.
         rule: A function of hyperparameters that returns an optax transformation giving
             the direction of a step, or the whole step if it takes `lr`. Numbers reach
             it traced; a `momentum` of zero reaches it as the constant 0.0.
-        lr: Base learning rate, a schedule `step -> lr`, or a 1-D array.
         keys: Values of group keys and hyperparameters for groups that don't say.
 
     Raises:
@@ -77,25 +82,35 @@ class Optimizer:
         {'group0': 0.00030000000000000003, 'group1': 0.0001}
     """
 
-    rule: ClassVar[Rule | None] = None
+    rule: ClassVar[Rule]
+    _signature: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, lr: float = 1e-3) -> None:
+        """Give a class with a rule the rule's signature, after `params` and `lr`."""
+        cls._signature = cls.__signature__ = _signature(cls.rule, lr)
 
     def __init__(
-        self, params: Any, rule: Rule | None = None, lr: Any = 1e-3, **keys: Any
-    ):
-        rule = rule or type(self).rule
-        if rule is None:
+        self, params: Any, *args: Any, rule: Rule | None = None, **keys: Any
+    ) -> None:
+        if rule is None and not hasattr(self, "rule"):
             raise TypeError(
                 "Optimizer needs a rule: Optimizer(params, rule=lambda: "
                 "optax.scale_by_lion(), lr=1e-4), or a ready one, SGD(params, lr=0.1)"
             )
-        self._rule = rule
-        self._hyper = hyperparameters(rule)
-        self._kinds = {**COMMON, **self._hyper, **hyperparameters(type(self))}
-        known = {**COMMON, **self._hyper}
+        signature = _signature(rule, 1e-3) if rule else self._signature
+        name = type(self).__name__
         for key in keys:
-            if key not in known:
-                raise TypeError(unknown_key(key, ["lr", *known], type(self).__name__))
-        self.defaults: dict[str, Any] = {"lr": lr, **known, **keys}
+            if key not in signature.parameters:
+                raise TypeError(unknown_key(key, [*signature.parameters][1:], name))
+        given = signature.bind(params, *args, **keys).arguments
+        self._rule = rule or self.rule
+        self._hyper = hyperparameters(self._rule)
+        self._kinds = {**COMMON, **self._hyper}
+        del given["params"]
+        self.defaults: dict[str, Any] = {
+            key: given.get(key, parameter.default)
+            for key, parameter in [*signature.parameters.items()][1:]
+        }
         self.param_groups = ParamGroups()
         self.lr_sch: Schedule | None = None
         self.layout: Layout | None = None
@@ -279,7 +294,7 @@ class Optimizer:
         checked = dict(values)
         try:
             for key in self.defaults:
-                if checked[key] is inspect.Parameter.empty:
+                if checked[key] is REQUIRED:
                     raise ValueError(
                         "parameter group didn't specify a value of required "
                         f"optimization parameter {key}: give {{{key!r}: ...}}"
@@ -299,6 +314,25 @@ class Optimizer:
             for group, lr in zip(self.param_groups, self.lr().values(), strict=True)
         )
         return f"{type(self).__name__}(\n{groups}\n)"
+
+
+def _signature(rule: Rule, lr: float) -> inspect.Signature:
+    """`(params, lr, *hyperparameters of the rule, *, keys of every group)`."""
+    kind = inspect.Parameter
+    own = [
+        parameter.replace(default=hyperparameters(rule)[name])
+        for name, parameter in inspect.signature(rule).parameters.items()
+        if name != "lr"
+    ]
+    return inspect.Signature(
+        [
+            kind("params", kind.POSITIONAL_OR_KEYWORD),
+            kind("lr", kind.POSITIONAL_OR_KEYWORD, default=lr),
+            *(p for p in own if p.kind is kind.POSITIONAL_OR_KEYWORD),
+            *(p for p in own if p.kind is kind.KEYWORD_ONLY),
+            *(kind(k, kind.KEYWORD_ONLY, default=v) for k, v in COMMON.items()),
+        ]
+    )
 
 
 def _as_groups(params: Any) -> list[Any]:
