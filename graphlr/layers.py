@@ -21,13 +21,20 @@ __all__ = ["BatchNorm", "Conv", "conv_general_dilated", "depthwise_conv"]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def _live_taps(size: int, out: int, kernel: int, stride: int, low: int) -> list[int]:
-    """Return the kernel positions that meet the input somewhere, not only padding."""
-    return [
-        tap
-        for tap in range(kernel)
-        if any(0 <= tap - low + stride * i < size for i in range(out))
-    ]
+def _plan_axis(
+    size: int, window: int, stride: int, pads: tuple[int, int]
+) -> tuple[list[int], int, tuple[int, int, int]]:
+    """Return the kernel positions that meet data, the output size, and the padding.
+
+    A position that only ever sees padding is left out, and the padding is what the
+    others read, no more: a negative amount crops.
+    """
+    span = max(0, (size + sum(pads) - window) // stride + 1)
+    offsets = [stride * i - pads[0] for i in range(span)]
+    taps = [i for i in range(window) if any(0 <= i + at < size for at in offsets)]
+    if not taps:
+        return [], span, (0, 0, 0)
+    return taps, span, (-offsets[0] - taps[0], offsets[-1] + taps[-1] + 1 - size, 0)
 
 
 def depthwise_conv(
@@ -61,40 +68,24 @@ def depthwise_conv(
         [[4.0, 6.0], [6.0, 9.0]]
     """
     batch, *sizes, channels = x.shape
-    windows = kernel.shape[:2]
-    spans = [
-        max(0, (size + sum(pads) - window) // stride + 1)
-        for size, pads, window, stride in zip(
-            sizes, padding, windows, strides, strict=True
-        )
-    ]
-    lows = [low for low, _ in padding]
-    rows, columns = map(_live_taps, sizes, spans, windows, strides, lows)
+    plans = map(_plan_axis, sizes, kernel.shape[:2], strides, padding)
+    (rows, height, vertical), (columns, width, horizontal) = plans
     if not rows or not columns:
-        return jnp.zeros((batch, *spans, channels), x.dtype)
+        return jnp.zeros((batch, height, width, channels), x.dtype)
 
-    # Pad once, by exactly what the live taps read (a negative amount crops), so that
-    # every tap is a plain slice. Padding inside each tap costs four times the time.
-    starts, ends = (rows[0], columns[0]), (rows[-1], columns[-1])
-    edges = [
-        (low - first, last + stride * (span - 1) + 1 - low - size, 0)
-        for low, first, last, stride, span, size in zip(
-            lows, starts, ends, strides, spans, sizes, strict=True
-        )
-    ]
+    # Pad once, so that every tap is a plain slice: a pad per tap takes 3 times longer.
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    zero = jnp.zeros((), wide)
-    padded = lax.pad(x.astype(wide), zero, [(0, 0, 0), *edges, (0, 0, 0)])
+    edges = [(0, 0, 0), vertical, horizontal, (0, 0, 0)]
+    padded = lax.pad(x.astype(wide), jnp.zeros((), wide), edges)
     weights = kernel.astype(wide)
+    extent = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1
 
     def tap(row: int, column: int) -> jax.Array:
-        top, left = row - starts[0], column - starts[1]
-        bottom = top + strides[0] * (spans[0] - 1) + 1
-        right = left + strides[1] * (spans[1] - 1) + 1
+        top, left = row - rows[0], column - columns[0]
         window = lax.slice(
             padded,
             (0, top, left, 0),
-            (batch, bottom, right, channels),
+            (batch, top + extent[0], left + extent[1], channels),
             (1, *strides, 1),
         )
         return window * weights[row, column, 0]
@@ -148,25 +139,16 @@ def conv_general_dilated(
     when the program is lowered, so a program exported for another platform is right
     too. Hand it to any `nnx` or Linen convolution as its `conv_general_dilated`.
 
-    Args:
-        lhs: the images.
-        rhs: the kernel.
-        window_strides: the steps along the spatial axes.
-        padding: `"SAME"`, `"VALID"`, or the zeros `(before, after)` of each axis.
-        feature_group_count: the number of groups of channels.
-        **options: the other keywords of `jax.lax.conv_general_dilated`.
-
-    Returns:
-        The convolved images.
+    Arguments and result are those of `jax.lax.conv_general_dilated`.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> x, kernel = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 1, 8))
-        >>> nhwc = ("NHWC", "HWIO", "NHWC")
-        >>> conv_general_dilated(
-        ...     x, kernel, (2, 2), "SAME", dimension_numbers=nhwc, feature_group_count=8
-        ... ).shape
-        (1, 2, 2, 8)
+        >>> from flax import nnx
+        >>> conv = nnx.Conv(
+        ...     8, 4, (1, 1), conv_general_dilated=conv_general_dilated, rngs=nnx.Rngs(0)
+        ... )
+        >>> conv(jnp.ones((1, 5, 5, 8))).shape
+        (1, 5, 5, 4)
     """
     native = functools.partial(
         lax.conv_general_dilated,
@@ -178,19 +160,13 @@ def conv_general_dilated(
     if not _is_plain(lhs, rhs, **options):
         return native(lhs, rhs)
 
-    strides, windows, channels = tuple(window_strides), rhs.shape[:2], lhs.shape[-1]
-    pads = (
-        lax.padtype_to_pads(lhs.shape[1:3], windows, strides, padding)
-        if isinstance(padding, str)
-        else padding
-    )
+    strides, window, channels = tuple(window_strides), rhs.shape[:2], lhs.shape[-1]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], window, strides, padding)
+    unpadded = not any(map(any, padding))
     if rhs.shape[2:] == (1, channels) and feature_group_count == channels:
-        fast = functools.partial(depthwise_conv, strides=strides, padding=pads)
-    elif (
-        windows == strides == (1, 1)
-        and not any(map(any, pads))
-        and rhs.shape[2] == channels
-    ):
+        fast = functools.partial(depthwise_conv, strides=strides, padding=padding)
+    elif window == strides == (1, 1) and unpadded and rhs.shape[2] == channels:
         fast = _pointwise_conv
     else:
         return native(lhs, rhs)

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
+from graphlr import signature as arguments
 from graphlr.optim import lr_scheduler
 
 
@@ -1007,3 +1008,19 @@ def test_print_shows_every_group():
 def test_print_before_the_first_call_shows_what_is_wrong():
     graph = Train(Net(), glr.optim.SGD("classifier.*"))
     assert "in no group" in str(graph)
+
+
+def test_the_step_lowers_for_gpu_and_tpu():
+    """As far as a CPU can tell: native depthwise convolutions there, none here."""
+    model = glr.models.mobilenet_v2(10, rngs=nnx.Rngs(0))
+    graph = Train(model, glr.optim.Adam("**", lr=0.01))
+    plan = graph._ready()
+    batch = [np.zeros((2, 64, 64, 3), np.float32), np.zeros(2, np.int32)]
+    signature, _ = arguments.read(graph.build, batch, {})
+    step, _ = graph._step(plan, signature)
+    state, inputs = graph._state(plan), graph._inputs(plan, batch)
+    exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(
+        state, inputs
+    )
+    assert "stablehlo.convolution" in exported.mlir_module()
+    assert "feature_group_count = 960" in exported.mlir_module()

@@ -260,3 +260,12 @@ def test_batchnorm_computes_statistics_of_bfloat16_in_float32():
     assert norm.var[...].dtype == jnp.float32
     exact = np.asarray(x, np.float64).var(0, ddof=1)
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * exact, rtol=1e-4)
+
+
+def test_batchnorm_of_float64_parameters_keeps_float64_statistics():
+    with jax.enable_x64(True):
+        (x,) = arrays((64, 4))
+        norm = BatchNorm(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        norm(x)
+        exact = 0.9 + 0.1 * np.var(x, 0, ddof=1)
+        np.testing.assert_allclose(norm.var[...], exact, rtol=1e-14)

@@ -1,0 +1,245 @@
+"""Modules as flat lists: what is found and named, what may be donated, what changed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from graphlr import modules
+from graphlr.modules import Modules, own, read, write
+
+
+def linear(x=2, y=2):
+    return nnx.Linear(x, y, use_bias=False, rngs=nnx.Rngs(0))
+
+
+class Norms(nnx.Module):
+    """A body and a head with a normalisation each, and one without parameters."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.body = nnx.List([linear(), nnx.BatchNorm(2, rngs=rngs)])
+        self.head = nnx.Dict(norm=nnx.BatchNorm(2, rngs=rngs), out=linear())
+        bare = nnx.BatchNorm(2, use_bias=False, use_scale=False, rngs=rngs)
+        self.tail = nnx.List([linear(), bare])
+
+
+def test_paths_go_through_every_container():
+    found = Modules(
+        {
+            "pair": (linear(), linear()),
+            "named": {"b": [linear()], "a": nnx.Param(jnp.ones(1))},
+            "listed": nnx.List([linear()]),
+            "keyed": nnx.Dict(x=linear()),
+            "scale": nnx.BatchStat(jnp.ones(1)),
+            "number": 3,
+            "array": jnp.ones(2),
+        }
+    )
+    assert sorted(found.paths) == [
+        "keyed.x.kernel",
+        "listed.0.kernel",
+        "named.a",
+        "named.b.0.kernel",
+        "pair.0.kernel",
+        "pair.1.kernel",
+        "scale",
+    ]
+    params = {param.path for param in found.params}
+    assert set(found.paths) - params == {"scale"}
+
+
+def test_inner_paths_leave_the_attribute_out():
+    (param,) = Modules({"model": nnx.List([linear()])}).params
+    assert (param.path, param.inner) == ("model.0.kernel", (0, "kernel"))
+
+
+def test_random_streams_are_carried_along():
+    found = Modules({"rngs": nnx.Rngs(0, noise=1)})
+    assert {path.rpartition(".")[2] for path in found.paths} == {"count", "key"}
+    assert not found.params
+
+
+def test_a_module_under_two_names_appears_once():
+    shared = linear()
+    found = Modules({"first": shared, "second": [shared]})
+    assert found.paths == ["first.kernel"]
+    merged = found.merge({id(shared.kernel): jnp.zeros((2, 2))}, training=False)
+    assert merged["first"] is merged["second"][0]
+
+
+def test_an_array_beside_the_variables_is_carried_along():
+    """nnx takes plain arrays as attributes: masks, positions, anchors."""
+    layer = linear()
+    layer.mask = jnp.ones(2)
+    found = Modules({"model": layer})
+    assert read(found.variables)
+    assert [param.path for param in found.params] == ["model.kernel"]
+
+
+def test_read_and_write_are_the_public_accessors(monkeypatch):
+    plain = [nnx.Param(jnp.arange(2.0)), nnx.BatchStat(jnp.ones(1))]
+    fast = read(plain)
+    assert all(
+        a is v.get_raw_value() and a is v.get_value()
+        for a, v in zip(fast, plain, strict=True)
+    )
+    # what is left where a Variable keeps its array elsewhere
+    monkeypatch.setattr(modules, "_get", nnx.Variable.get_raw_value)
+    monkeypatch.setattr(modules, "_set", nnx.Variable.set_raw_value)
+    assert all(a is b for a, b in zip(read(plain), fast, strict=True))
+    new = [jnp.zeros(2), jnp.zeros(1)]
+    write(plain, new)
+    assert all(v.get_value() is b for v, b in zip(plain, new, strict=True))
+
+
+def test_own_copies_only_what_somebody_else_holds():
+    variables = [nnx.Param(jnp.full(3, float(i))) for i in range(3)]
+    kept = variables[1].get_value()
+    owned = own(read(variables))
+    same = [a is v.get_raw_value() for a, v in zip(owned, variables, strict=True)]
+    assert same == [True, False, True]
+    np.testing.assert_array_equal(owned[1], kept)
+    kept.block_until_ready()
+    owned[1].delete()
+    assert not kept.is_deleted()
+
+
+def test_own_copies_an_array_that_two_variables_hold():
+    array = jnp.ones(2)
+    twins = [nnx.Param(array), nnx.Param(array)]
+    del array
+    a, b = own(read(twins))
+    assert a is not b
+    assert a is not twins[0].get_value()
+
+
+def test_merge_makes_copies_in_the_asked_mode():
+    model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+    found = Modules({"model": model, "word": "x"})
+    arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
+    for training in (True, False):
+        merged = found.merge(arrays, training)
+        assert set(merged) == {"model"}
+        assert merged["model"] is not model
+        assert merged["model"].deterministic is not training
+
+
+def test_now_sees_what_a_copy_was_assigned():
+    model = linear()
+    found = Modules({"model": model})
+    before = {id(model.kernel): model.kernel.get_value()}
+    merged = found.merge(before, training=True)
+    assert found.now(merged)[id(model.kernel)] is before[id(model.kernel)]
+    new = jnp.zeros((2, 2))
+    merged["model"].kernel.set_value(new)
+    assert found.now(merged)[id(model.kernel)] is new
+    assert model.kernel.get_value() is before[id(model.kernel)]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "still"),
+    [
+        (["body.0.kernel"], []),  # its own parameters decide, and they train
+        (["body.1.bias"], []),  # half frozen still trains
+        (["body.1.bias", "body.1.scale"], ["body.1"]),
+        (["head.norm.bias", "head.norm.scale"], ["head.norm"]),
+        (["tail.0.kernel"], ["tail.1"]),  # none of its own: those around it
+    ],
+)
+def test_statistics_stay_where_every_parameter_is_frozen(frozen, still):
+    found = Modules({"model": Norms()})
+    arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
+    merged = found.merge(arrays, training=True)
+    found.freeze_statistics(merged, {f"model.{path}" for path in frozen})
+    norms = {
+        "body.1": merged["model"].body[1],
+        "head.norm": merged["model"].head["norm"],
+        "tail.1": merged["model"].tail[1],
+    }
+    assert [path for path, norm in norms.items() if norm.use_running_average] == still
+
+
+def test_statistics_of_a_module_under_two_names_follow_its_own_parameters():
+    """The head is frozen, the normalisation trains, and a second name leads to it."""
+    model = Norms()
+    found = Modules({"body": model.body, "model": model})
+    arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
+    merged = found.merge(arrays, training=True)
+    frozen = {path for path in found.paths if path.startswith("model.")}
+    found.freeze_statistics(merged, frozen)
+    assert not merged["body"][1].use_running_average
+    assert merged["model"].head["norm"].use_running_average
+
+
+def replace_attribute(model):
+    model.tail = nnx.List([])
+
+
+def replace_variable(model):
+    model.body[0].kernel = nnx.Param(jnp.ones((2, 2)))
+
+
+def replace_in_list(model):
+    model.body[0] = linear()
+
+
+def replace_in_dict(model):
+    model.head["out"] = linear()
+
+
+def append(model):
+    model.body.append(linear())
+
+
+def add(model):
+    model.extra = linear()
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (replace_attribute, "model.tail"),
+        (replace_variable, "model.body.0.kernel"),
+        (replace_in_list, "model.body.0.kernel"),
+        (replace_in_dict, "model.head.out.kernel"),
+        (append, "model.body.2.kernel"),
+        (add, "model.extra.kernel"),
+    ],
+)
+def test_replaced_names_what_changed(change, path):
+    model = Norms()
+    found = Modules({"model": model})
+    assert found.replaced() is None
+    change(model)
+    assert found.replaced().startswith(path)
+
+
+@pytest.mark.parametrize("key", ["layers", "heads"])
+def test_replaced_sees_into_plain_containers(key):
+    attributes = {"layers": [linear(), linear()], "heads": {"a": linear()}}
+    found = Modules(attributes)
+    attributes[key][0 if key == "layers" else "a"] = linear()
+    assert (found.replaced() or "nothing").startswith(key)
+
+
+def test_constants_and_values_may_change():
+    model = Norms()
+    found = Modules({"model": model})
+    model.note, model.width = "text", 8
+    kernel = model.body[0].kernel
+    kernel.set_value(jnp.zeros((2, 2)))
+    assert found.replaced() is None
+    del model.note
+    assert found.replaced() is None
+
+
+def test_an_attribute_of_other_keys_is_a_constant():
+    found = Modules({"model": linear(), "names": {1: "one", "two": 2}})
+    assert found.paths == ["model.kernel"]
+
+
+def test_typed_keys_are_read_as_they_are():
+    key = nnx.Variable(jax.random.key(0))
+    assert jnp.issubdtype(read([key])[0].dtype, jax.dtypes.prng_key)

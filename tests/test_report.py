@@ -1,0 +1,101 @@
+"""Progress and pictures, from plain data."""
+
+import io
+import sys
+
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from graphlr.report import History, StepProgress, plot_history
+
+
+def history(steps=3, **groups):
+    made = History()
+    for step in range(steps):
+        made.add(jnp.float32(2.0 / (step + 1)), groups or {"head": 0.1})
+    return made
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_history_keeps_every_group():
+    made = history(2, body=0.1, head=0.2)
+    assert made.lr == {"body": [0.1, 0.1], "head": [0.2, 0.2]}
+    assert len(made.loss) == 2
+
+
+def test_the_picture_is_a_png_in_a_new_folder(tmp_path):
+    made = history()
+    made.accuracy = {1: 0.5, 3: 0.9}
+    path = plot_history(made, str(tmp_path / "new" / "plot.png"))
+    assert path == tmp_path / "new" / "plot.png"
+    assert is_png(path)
+
+
+def test_a_group_that_was_added_in_mid_training(tmp_path):
+    made = history(2, body=0.1)
+    made.add(1.0, {"body": 0.1, "new": 0.5})
+    assert is_png(plot_history(made, tmp_path / "plot.png"))
+
+
+def test_a_history_without_rates(tmp_path):
+    made = History(loss=[1.0, 0.5])
+    assert is_png(plot_history(made, tmp_path / "plot.png"))
+
+
+def test_an_empty_history():
+    with pytest.raises(ValueError, match=r"history is empty: history\.add"):
+        plot_history(History(), "never.png")
+
+
+def test_a_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'graphlr\[plot\]'"):
+        plot_history(history(), tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_on_a_quiet_console():
+    with StepProgress(3, Console(quiet=True)) as progress:
+        progress.advance(jnp.float32(2.5), {"body": 0.012345, "head": 1e-6})
+        assert progress.text == "loss 2.5000  lr body 0.012  head 1e-06"
+
+
+def test_the_last_step_is_always_shown():
+    with StepProgress(50, Console(quiet=True)) as progress:
+        for step in range(50):
+            progress.advance(float(step), {})
+    assert progress.text.startswith("loss 49.0000")
+
+
+def test_the_loss_is_not_read_at_every_step():
+    class Loss(float):
+        read = 0
+
+        def __float__(self):
+            Loss.read += 1
+            return 1.0
+
+    with StepProgress(1000, Console(quiet=True)) as progress:
+        for _ in range(100):
+            progress.advance(Loss(), {})
+    assert Loss.read < 20
+
+
+def test_lines_are_printed_above_the_bar():
+    out = io.StringIO()
+    console = Console(file=out, width=40)
+    with StepProgress(1, console) as progress:
+        progress.print("epoch 1: " + "x" * 60)
+    assert "epoch 1: " + "x" * 60 in out.getvalue()
+
+
+def test_the_bar_stops_when_the_body_raises():
+    progress = StepProgress(2, Console(quiet=True))
+    with pytest.raises(OSError, match="body"), progress:
+        raise OSError("body")
+    with progress:  # a live display that had not stopped would refuse another
+        pass

@@ -1,0 +1,197 @@
+"""Arguments of `build`: constants, arrays, names, and indices out of range."""
+
+import dataclasses
+import enum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from graphlr.signature import Constant, check_range, index_limits, read, registered
+
+
+def build(image, label=None, *rest, flag=False, **named):
+    """Only its parameters' names matter."""
+
+
+class Mode(enum.Enum):
+    FAST = 1
+
+
+class Lookalike:
+    """What data frames and tensors of other libraries look like."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    "value", ["text", b"raw", True, Mode.FAST, float, np.dtype("f4"), jnp.tanh]
+)
+def test_constants_are_no_inputs(value):
+    signature, arrays = read(build, (value,), {})
+    assert arrays == []
+    assert signature.kinds == (Constant(type(value), value),)
+    assert hash(signature) == hash(read(build, (value,), {})[0])
+    assert signature.fill([]) == ((value,), {})
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.ones((2, 3), np.float64), "float32[2,3]"),
+        (np.arange(2), "int32[2]"),
+        (np.float32(1), "float32[]"),
+        (np.bool_(True), "bool[]"),
+        (jnp.ones(2, jnp.bfloat16), "bfloat16[2]"),
+        (3, "int32[]"),
+        (2.5, "float32[]"),
+        (1j, "complex64[]"),
+        (jax.random.key(0), "key<fry>[]"),
+        (Lookalike(), "float32[3]"),
+    ],
+)
+def test_numbers_and_arrays_are_inputs(value, kind):
+    signature, arrays = read(build, (value,), {})
+    assert len(arrays) == 1
+    assert signature.describe(build) == {"image": kind}
+
+
+def test_true_and_one_are_two_signatures():
+    kinds = {read(build, (value,), {})[0] for value in (True, 1, "1", Mode.FAST)}
+    assert len(kinds) == 4
+
+
+def test_a_number_and_none_are_two_trees():
+    assert read(build, (None,), {})[0].tree != read(build, (1,), {})[0].tree
+
+
+def test_dataclasses_are_registered_with_what_they_hold():
+    @dataclasses.dataclass
+    class Inner:
+        x: object
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Inner
+        name: str = "n"
+
+    signature, (array,) = read(build, (Outer(Inner(np.ones(2))),), {})
+    assert signature.describe(build) == {
+        "image.inner.x": "float32[2]",
+        "image.name": "the str 'n'",
+    }
+    (filled,), _ = signature.fill([array])
+    assert filled.inner.x is array
+    assert jax.tree.leaves(registered({"k": Inner(5)})) == [5]
+
+
+def test_names_are_the_users_own():
+    nested = [{"x": np.ones(1)}, (2.0,)]
+    signature, _ = read(build, (nested, 1), {"flag": True, "extra": {"y": 3.0}})
+    assert set(signature.describe(build)) == {
+        "image[0]['x']", "image[1][0]", "label", "flag", "extra['y']"}  # fmt: skip
+
+
+def test_what_star_takes_is_not_called_like_another_argument():
+    signature, _ = read(build, (1, 2, 3, 4, 5), {"flag": 6})
+    names = signature.names(build)
+    assert len(set(names)) == 6
+    assert names[:2] == ["image", "label"]
+    assert all("flag" not in name for name in names[:5])
+    with pytest.raises(TypeError, match="argument rest"):
+        read(build, (1, 2, 3, object()), {})
+
+
+def test_difference_names_only_what_changed():
+    old, _ = read(build, (np.ones((8, 3)), np.ones(8)), {"flag": True})
+    new, _ = read(build, (np.ones((5, 3)), np.ones(8)), {"flag": False})
+    assert new.difference(old, build) == (
+        "image float32[5,3] (was float32[8,3]), flag the bool False (was the bool True)"
+    )
+    added, _ = read(build, (np.ones((8, 3)),), {"flag": True})
+    assert added.difference(old, build) == "label absent (was float32[8])"
+
+
+def test_width_is_part_of_a_signature():
+    narrow, _ = read(build, (np.ones(2),), {})
+    with jax.enable_x64(True):
+        wide, _ = read(build, (np.ones(2),), {})
+    assert wide != narrow
+    assert "64-bit types on" in wide.difference(narrow, build)
+
+
+def test_an_unhashable_constant_is_named():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self):
+            return 0
+
+    with pytest.raises(TypeError, match="image"):
+        hash(read(build, (Unhashable(),), {})[0])
+
+
+# --- indices --------------------------------------------------------------------------
+
+TABLE = jnp.ones((5, 2))
+EMBED = nnx.Embed(5, 2, rngs=nnx.Rngs(0))
+
+
+def under_grad(i):
+    def loss(table):
+        chosen = jnp.take_along_axis(table, i[:, None], axis=-1)
+        return jnp.sum(chosen**2)
+
+    return jax.grad(loss)(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("function", "size"),
+    [
+        (lambda i: TABLE[i], 5),
+        (lambda i: TABLE[:, i], 2),
+        (lambda i: jnp.take(TABLE, i, axis=0), 5),
+        (lambda i: jnp.take_along_axis(TABLE, i[:, None], axis=1), 2),
+        (lambda i: TABLE[i[::-1] * 1], None),  # no longer the argument itself
+        (lambda i: TABLE[i.astype(jnp.int8).reshape(-1, 1)], 5),
+        (lambda i: EMBED(i), 5),
+        (lambda i: optax.softmax_cross_entropy_with_integer_labels(TABLE, i), 2),
+        (lambda i: jax.vmap(lambda k: jnp.take(TABLE, k, axis=0))(i), 5),
+        (lambda i: jax.jit(lambda k: TABLE[k])(i), 5),
+        (under_grad, 2),
+        (lambda i: (TABLE[i], TABLE[:, i]), 2),  # the smallest counts
+        (lambda i: jax.nn.one_hot(i, 5), None),
+        (lambda i: TABLE[jnp.clip(i, 0, 4)], None),
+        (lambda i: TABLE[i + 1], None),
+        (lambda i: TABLE[jnp.where(i < 0, 0, i)], None),
+        (lambda i: jnp.take(TABLE, i, axis=0, mode="clip"), None),
+        (lambda i: TABLE.at[i].get(mode="fill", fill_value=0.0), None),
+    ],
+)
+def test_index_limits(function, size):
+    jaxpr = jax.jit(function).trace(jnp.zeros(5, jnp.int32)).jaxpr.jaxpr
+    expected = {} if size is None else {0: size}
+    assert index_limits(jaxpr, {jaxpr.invars[0]: 0}) == expected
+
+
+@pytest.mark.parametrize("values", [[-4, 3], [], 3, [[0, 1], [2, 3]]])
+def test_allowed_indices(values):
+    check_range(np.array(values, int), 4, lambda: "label")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 4], r"^label\[1\] is 4, but it indexes 4 entries \(0 to 3\)"),
+        ([-5], r"^label\[0\] is -5,"),
+        (7, "^label is 7,"),
+        ([[0, 0], [0, 9]], r"^label\[1, 1\] is 9,"),
+    ],
+)
+def test_refused_indices(values, message):
+    with pytest.raises(ValueError, match=message):
+        check_range(np.array(values), 4, lambda: "label")
