@@ -23,11 +23,21 @@ ORDER = [
     "optim.lr_scheduler.cycles",
     "optim.lr_scheduler.composed",
     "optim.lr_scheduler",
+    "optim.transforms.leaves",
+    "optim.transforms.gradients",
+    "optim.transforms.momentum",
+    "optim.transforms.sign",
+    "optim.transforms.adam",
+    "optim.transforms.adaptive",
     "optim.transforms",
     "optim.values",
     "optim.compiled",
     "optim.slots",
     "optim.optimizer",
+    "optim.rules.sgd",
+    "optim.rules.adam",
+    "optim.rules.adaptive",
+    "optim.rules.sign",
     "optim.rules",
     "optim",
     "plan",
@@ -40,6 +50,7 @@ ORDER = [
 ISLANDS = {
     "data": set(),
     "report": set(),
+    "runtime": set(),
     "layers": set(),
     "models.mobilenet_v2": {"layers"},
     "models": {"models.mobilenet_v2"},
@@ -99,8 +110,9 @@ def test_every_room_has_its_test():
         parts = [*path.with_suffix("").parts]
         if parts[-1] == "__init__":
             continue
-        if "lr_scheduler" in parts:
-            parts = ["lr_scheduler"]
+        for package in ("lr_scheduler", "transforms", "rules"):
+            if package in parts:
+                parts = [package]
         assert f"test_{parts[-1]}" in tests, path
 
 
