@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.nnx.tracers import TraceState
 
 from graphlr import signature as arguments
 from graphlr import state as states
@@ -21,6 +23,7 @@ from graphlr.groups import unknown_key
 from graphlr.modules import own, read, write
 from graphlr.optim.lr_scheduler import as_schedule
 from graphlr.optim.optimizer import Optimizer
+from graphlr.optim.values import check_number
 from graphlr.plan import Plan, check_unchanged, make_plan
 from graphlr.program import (
     Compile,
@@ -31,11 +34,15 @@ from graphlr.program import (
     check_ranges,
     compile_step,
 )
-from graphlr.signature import Signature
+from graphlr.signature import Signature, jitting_is_off
 from graphlr.step import Findings, Inputs, Results, State, make_step
 from graphlr.summary import groups_table, modules_tree
 
 _log = logging.getLogger(__name__)
+
+# A step takes a model's arrays and gives it others; two threads that do so with one
+# model would take the same ones. Computing goes on after the lock is released.
+_one_at_a_time = threading.RLock()
 
 
 class Config:
@@ -72,8 +79,10 @@ class Config:
                 f"config.{name} = {value!r} comes too late, the graph is compiled: "
                 "make a new graph over the same model and set it before the first call"
             )
-        if name == "clip_grad_norm" and value is not None and not value > 0:
-            raise ValueError(f"config.clip_grad_norm is {value}: give a positive norm")
+        if name == "donate" and not isinstance(value, bool):
+            raise TypeError(f"config.donate is {value!r}: give True or False")
+        if name == "clip_grad_norm" and value is not None:
+            value = check_number("clip_grad_max_norm", value)
         self.__dict__[name] = value
 
     def __repr__(self) -> str:
@@ -123,6 +132,7 @@ class Graph:
     _versions: list[Any]
     _programs: dict[Signature, Program]
     _losses: list[jax.Array] | None
+    _trace: TraceState
     _compiles: Compiles
     _why: str
 
@@ -157,7 +167,10 @@ class Graph:
             TypeError: `loss` is no floating-point number.
         """
         if self._losses is None:
-            raise RuntimeError("self.backward(loss) belongs inside build()")
+            raise RuntimeError(
+                "self.backward(loss) belongs inside build(), and build() is run by "
+                "calling the graph: loss = graph(image, label)"
+            )
         if not self._optimizers:
             raise RuntimeError(
                 "self.backward(loss) in a graph without optimizer: call "
@@ -171,6 +184,12 @@ class Graph:
             )
         if not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(f"self.backward(loss): loss is {loss.dtype}, not a float")
+        if not self._trace.is_valid():
+            raise RuntimeError(
+                "self.backward(loss) inside a transformation such as jax.checkpoint or "
+                "jax.lax.scan can't see out of it: return the loss from there and call "
+                "self.backward(loss) in build() itself"
+            )
         self._losses.append(loss)
 
     def add_optimizer(self, optimizer: Optimizer, *, lr_sch: Any = None) -> None:
@@ -198,8 +217,14 @@ class Graph:
             )
         if any(optimizer is other for other in self._optimizers):
             raise ValueError("this optimizer is in the graph already: add it once")
-        if lr_sch is not None:
-            optimizer.lr_sch = as_schedule(lr_sch)
+        schedule = optimizer.lr_sch if lr_sch is None else as_schedule(lr_sch)
+        if optimizer.lr_sch not in (None, schedule):
+            raise ValueError(
+                f"the optimizer has a schedule from another graph, {optimizer.lr_sch}, "
+                f"which {schedule} would replace there too: make an optimizer of its "
+                "own for this graph, or set optimizer.lr_sch"
+            )
+        optimizer.lr_sch = schedule
         self._optimizers.append(optimizer)
 
     # --- what a user calls ---
@@ -214,30 +239,34 @@ class Graph:
             TypeError: An argument can't be traced.
             ValueError: An index is visibly out of range; a module was replaced.
         """
-        plan = self._ready()
-        signature, batch = arguments.read(self.build, args, kwargs)
-        program = self._programs.get(signature)
-        known = program is not None
-        if program is None:
+        if jitting_is_off():
+            return self.eager(*args, **kwargs)
+        with _one_at_a_time:
+            plan = self._ready()
+            signature, batch = arguments.read(self.build, args, kwargs)
+            program = self._programs.get(signature)
+            known = program is not None
+            if program is None:
+                program = self._compile(plan, signature, batch)
+            if program.limits:
+                check_ranges(program.limits, batch, signature, self.build)
+            try:
+                return self._run(plan, program.run, program.found, batch)
+            except (TypeError, ValueError):  # raised before anything runs
+                if not known:
+                    raise
+            plan = self._replan("the dtype, shape or placement of a Variable changed")
+            self._programs.clear()
             program = self._compile(plan, signature, batch)
-        if program.limits:
-            check_ranges(program.limits, batch, signature, self.build)
-        try:
             return self._run(plan, program.run, program.found, batch)
-        except TypeError:  # raised before anything runs
-            if not known:
-                raise
-        self.__dict__["_why"] = "the dtype or shape of a Variable changed"
-        self._programs.clear()
-        program = self._compile(plan, signature, batch)
-        return self._run(plan, program.run, program.found, batch)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         """The same step operation by operation, for prints, breakpoints, tracebacks."""
-        plan = self._ready()
-        signature, batch = arguments.read(self.build, args, kwargs)
-        step, found = self._step(plan, signature)
-        return self._run(plan, step, found, batch)
+        with _one_at_a_time:
+            plan = self._ready()
+            signature, batch = arguments.read(self.build, args, kwargs)
+            step, found = self._step(plan, signature)
+            return self._run(plan, step, found, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, by dotted name.
@@ -246,7 +275,8 @@ class Graph:
         (`slots.model.head.kernel.exp_avg`), the groups' numbers and flags
         (`groups.head.lr_scale`), and `step`. Safe to keep while training goes on.
         """
-        return states.state_dict(self._ready(), self._optimizers)
+        with _one_at_a_time:
+            return states.state_dict(self._ready(), self._optimizers)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take over what `state_dict` gave, at any time.
@@ -262,9 +292,9 @@ class Graph:
             ValueError: Entries are missing, unexpected or of another shape or dtype;
                 nothing is loaded then.
         """
-        states.load_flags(state, self._optimizers)
-        plan = self._ready()
-        states.load_state_dict(state, plan, self._optimizers, strict=strict)
+        with _one_at_a_time, states.loading_groups(state, self._optimizers):
+            plan = self._ready()
+            states.load_arrays(state, plan, self._optimizers, strict=strict)
 
     # --- what a user reads ---
 
@@ -300,8 +330,15 @@ class Graph:
         ]
         if self._optimizers:
             modules = make_plan(self._attributes(), ()).modules
-            lines.append(groups_table(modules, self._optimizers))
+            try:
+                lines.append(groups_table(modules, self._optimizers))
+            except ValueError as error:  # printing must not fail: say what a call would
+                lines.append(f"  {error}")
         return "\n".join([*lines, repr(self.compiles)])
+
+    def __getattr__(self, name: str) -> Any:
+        start = "" if "_optimizers" in self.__dict__ else ": call super().__init__()"
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{start}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if "_optimizers" not in self.__dict__:
@@ -314,6 +351,8 @@ class Graph:
                 f"self.{name} = optimizer would train nothing: "
                 "self.add_optimizer(optimizer)"
             )
+        if name == "config" or hasattr(Graph, name):
+            raise AttributeError(f"{name} is Graph's own: call the attribute otherwise")
         if self._plan is not None:
             where = "inside build()" if self._losses is not None else "after a call"
             raise AttributeError(
@@ -348,7 +387,6 @@ class Graph:
         """Make a plan; programs stay if it asks for the same step as the last one."""
         plan = make_plan(self._attributes(), self._optimizers)
         same = self._plan is not None and plan.asks_same_step(self._plan)
-        self.config.fix()
         self.__dict__.update(
             _plan=plan,
             _versions=[optimizer.version for optimizer in self._optimizers],
@@ -360,7 +398,7 @@ class Graph:
     def _bind(self, attributes: dict[str, Any], losses: list[jax.Array]) -> Any:
         """`build` of a copy of this graph that holds `attributes`."""
         bound = copy.copy(self)
-        bound.__dict__.update(attributes, _losses=losses)
+        bound.__dict__.update(attributes, _losses=losses, _trace=TraceState())
         return bound.build
 
     def _step(self, plan: Plan, signature: Signature) -> Any:
@@ -397,6 +435,7 @@ class Graph:
                 f"while tracing {name}.build with {listed or 'no arguments'}"
             )
             raise
+        self.config.fix()
         self._compiles.records.append(Compile(why, tracing, compiling))
         self._programs[signature] = program
         _log.info("compiled %s in %.1f s: %s", name, tracing + compiling, why)

@@ -139,7 +139,7 @@ class Selector:
                     "it is updated once",
                     stacklevel=2,
                 )
-            self.variables[id(params)] = (prefix or "params", params)
+            self.variables[id(params)] = (prefix, params)
         elif isinstance(params, nnx.Module | nnx.State):
             self._add_module(params, prefix)
         elif isinstance(params, set | frozenset):
@@ -367,7 +367,9 @@ class ParamGroups(Sequence[ParamGroup]):
                 )
             mine, theirs = group.selector.variables, other.selector.variables
             shared = [
-                max(mine[i][0], theirs[i][0], key=len) for i in mine if i in theirs
+                max(mine[i][0], theirs[i][0], key=len) or "a parameter given by itself"
+                for i in mine
+                if i in theirs
             ]
             if shared:
                 raise ValueError(in_two_groups(shared, other.name, group.name))
@@ -434,7 +436,9 @@ def _check_known(params: Sequence[Param], groups: Sequence[ParamGroup]) -> None:
     known = {id(param.value) for param in params}
     for group in groups:
         strangers = [
-            path for i, (path, _) in group.selector.variables.items() if i not in known
+            path or f"one of shape {variable.shape}"
+            for i, (path, variable) in group.selector.variables.items()
+            if i not in known
         ]
         if strangers:
             raise ValueError(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import operator
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from graphlr.groups import Param, dotted
@@ -63,7 +64,9 @@ def own(arrays: list[jax.Array]) -> list[jax.Array]:
     """`arrays` with a copy for each that anybody else holds too, so it may be donated.
 
     A step donates its buffers. Without this, an array kept from before the step
-    (`before = model.head.kernel.get_value()`) would be deleted under its owner.
+    (`before = model.head.kernel.get_value()`) would be deleted under its owner. Only a
+    second `jax.Array` over the same buffer, such as `jax.device_put` to the device
+    where an array is, can't be seen.
     """
     if arrays and max(map(sys.getrefcount, arrays)) > _OWN:
         counts = list(map(sys.getrefcount, arrays))
@@ -83,9 +86,12 @@ class Modules:
     """Every module among the attributes of a graph, also inside lists, tuples, dicts.
 
     Attributes:
-        variables: Every Variable, once, in a fixed order.
+        variables: Every Variable that holds an array, once, in a fixed order.
         paths: Its dotted path, the attribute's name in front.
-        params: The `nnx.Param`s, as selectors see them.
+        params: The `nnx.Param`s among them, as selectors see them.
+
+    Raises:
+        ValueError: Two Variables would have the same path.
 
     Example:
         >>> modules = Modules({"model": nnx.Linear(2, 3, rngs=nnx.Rngs(0)), "n": 5})
@@ -96,46 +102,64 @@ class Modules:
     def __init__(self, attributes: Mapping[str, Any]):
         """Find the Variables of `attributes`; see the class."""
         self._attributes = {
-            name: value
-            for name, value in attributes.items()
-            if any(map(is_module, _leaves(value)))
+            name: value for name, value in attributes.items() if _modules(value)
         }
-        self._roots: list[Any] = []
-        self._names: list[str] = []
-        for name, value in self._attributes.items():
-            for keys, leaf in _leaves_with_path(value):
-                if is_module(leaf):
-                    self._roots.append(leaf)
-                    self._names.append(dotted((name, *keys)))
+        found = [
+            (dotted((name, *keys)), module)
+            for name, value in self._attributes.items()
+            for keys, module in _modules(value)
+        ]
+        self._names = [name for name, _ in found]
+        self._roots = [module for _, module in found]
         self._graphdef, state = nnx.split(self._roots)
-        self._flat: list[tuple[Any, nnx.Variable]] = list(nnx.to_flat_state(state))
-        self.variables = [variable for _, variable in self._flat]
-        self.paths = [dotted((self._names[p[0]], *p[1:])) for p, _ in self._flat]
+        self._flat: list[tuple[Any, Any]] = list(nnx.to_flat_state(state))
+        for _, leaf in self._flat:  # nnx.Param(1.0) trains as well
+            if isinstance(leaf, nnx.Variable) and isinstance(_get(leaf), int | float):
+                _set(leaf, jnp.asarray(_get(leaf)))
+        tracked = [(path, leaf) for path, leaf in self._flat if _is_tracked(leaf)]
+        self.variables: list[nnx.Variable] = [leaf for _, leaf in tracked]
+        self.paths = [self._name(path) for path, _ in tracked]
+        for path in self.paths:
+            if self.paths.count(path) > 1:
+                raise ValueError(
+                    f"two Variables are both called {path}: rename an attribute or key "
+                    "with a dot in its name"
+                )
         self.params = [
-            Param(path, parts[1:], variable)
-            for path, (parts, variable) in zip(self.paths, self._flat, strict=True)
-            if isinstance(variable, nnx.Param)
+            Param(name, path[1:], leaf)
+            for name, (path, leaf) in zip(self.paths, tracked, strict=True)
+            if isinstance(leaf, nnx.Param)
         ]
         self._watch()
 
-    def merge(self, arrays: Mapping[int, Any], training: bool) -> dict[str, Any]:
+    def merge(
+        self, arrays: Mapping[int, Any], training: bool, still: Iterable[Any] = ()
+    ) -> dict[str, Any]:
         """The attributes again, with fresh copies of the modules that hold `arrays`.
 
         Args:
             arrays: `{id of the Variable: array or tracer}`.
             training: Whether modules are put in train or in eval mode.
+            still: Places of normalisations that use their statistics as they are,
+                from `frozen_norms`.
         """
         state = nnx.from_flat_state(
-            [(path, old.replace(arrays[id(old)])) for path, old in self._flat]
+            [
+                (path, leaf.replace(arrays[id(leaf)]) if id(leaf) in arrays else leaf)
+                for path, leaf in self._flat
+            ]
         )
         roots = nnx.merge(self._graphdef, state)
         for root in roots:
             if isinstance(root, nnx.Module):
                 root.train() if training else root.eval()
+        places = set(still)
+        for path, node in nnx.iter_graph(roots) if places else ():
+            if path in places:
+                node.use_running_average = True
         fresh = iter(roots)
         return {
-            name: _map(lambda leaf: next(fresh) if is_module(leaf) else leaf, value)
-            for name, value in self._attributes.items()
+            name: _replace(value, fresh) for name, value in self._attributes.items()
         }
 
     def now(self, attributes: Mapping[str, Any]) -> dict[int, Any]:
@@ -144,56 +168,74 @@ class Modules:
         Returns:
             `{id of our Variable: array or tracer}`.
         """
-        roots = [
-            leaf
-            for value in attributes.values()
-            for leaf in _leaves(value)
-            if is_module(leaf)
-        ]
+        values = attributes.values()
+        roots = [module for value in values for _, module in _modules(value)]
         held = dict(nnx.to_flat_state(nnx.state(roots)))
-        return {id(ours): _get(held[path]) for path, ours in self._flat}
+        return {
+            id(ours): _get(held[path]) for path, ours in self._flat if _is_tracked(ours)
+        }
 
-    def freeze_statistics(
-        self, attributes: Mapping[str, Any], frozen: set[str]
-    ) -> None:
-        """Make every normalisation whose parameters are all frozen use its statistics.
+    def frozen_norms(self, frozen: set[int]) -> list[Any]:
+        """Places of the normalisations whose parameters are all frozen, for `merge`.
+
+        One without parameters goes with the module around it.
 
         Args:
-            attributes: From `merge`; changed in place.
-            frozen: Dotted paths of frozen parameters.
+            frozen: Ids of the frozen Variables.
         """
-        params = [param.path for param in self.params]
-        for name, value in attributes.items():
-            for parts, node in nnx.iter_graph(value):
-                if not hasattr(node, "use_running_average"):
-                    continue
-                inside = _inside(params, dotted((name, *parts)))
-                if inside and frozen.issuperset(inside):
-                    node.use_running_average = True
+        places, around = [], dict(nnx.iter_graph(self._roots))
+        for path, node in around.items():
+            if not hasattr(node, "use_running_average"):
+                continue
+            inside: set[int] = set()
+            for length in range(len(path), 0, -1):
+                state = nnx.state(around[path[:length]], nnx.Param)
+                inside = {id(leaf) for _, leaf in nnx.to_flat_state(state)}
+                if inside:
+                    break
+            if inside and inside <= frozen:
+                places.append(path)
+        return places
 
     def replaced(self) -> str | None:
         """Path of a module or Variable that is no longer the one first seen, if any."""
-        same = map(operator.is_, map(dict.get, *self._edges[:2]), self._edges[2])
-        if all(same) and list(map(len, self._dicts)) == self._sizes:
+        holders, keys, held = self._edges
+        if (
+            all(map(operator.is_, map(dict.get, holders, keys), held))
+            and list(map(len, holders)) == self._sizes
+            and all(
+                [id(module) for _, module in _modules(value)] == ids
+                for value, ids in self._containers
+            )
+        ):
             return None
         return self._find_replaced()
 
+    def _name(self, path: Any) -> str:
+        return dotted((self._names[path[0]], *path[1:]))
+
     def _watch(self) -> None:
         """Remember who holds whom: (holder's dict, attribute, held object)."""
-        edges: list[tuple[dict[str, Any], str, Any]] = []
-        self._dicts: list[dict[str, Any]] = []
-        for _, node in nnx.iter_graph(self._roots):
-            if isinstance(node, nnx.Pytree):
-                self._dicts.append(vars(node))
-                held = [(k, v) for k, v in vars(node).items() if is_module(v)]
-                edges += [(vars(node), key, value) for key, value in held]
+        edges = [
+            (vars(node), key, value)
+            for _, node in nnx.iter_graph(self._roots)
+            if isinstance(node, nnx.Pytree)
+            for key, value in vars(node).items()
+            if is_module(value) or isinstance(value, jax.Array | np.ndarray)
+        ]
         self._edges = tuple(zip(*edges, strict=True)) or ((), (), ())
-        self._sizes = list(map(len, self._dicts))
+        self._sizes = list(map(len, self._edges[0]))
+        self._containers = [
+            (value, [id(module) for _, module in _modules(value)])
+            for value in self._attributes.values()
+            if not is_module(value)
+        ]
 
     def _find_replaced(self) -> str | None:
         now = Modules(self._attributes)
-        old = dict(zip(self.paths, self.variables, strict=True))
-        new = dict(zip(now.paths, now.variables, strict=True))
+        old, new = (
+            {m._name(path): leaf for path, leaf in m._flat} for m in (self, now)
+        )
         changed = [
             path for path in {**old, **new} if old.get(path) is not new.get(path)
         ]
@@ -203,27 +245,37 @@ class Modules:
         return None
 
 
-def _inside(params: Sequence[str], path: str) -> list[str]:
-    """Parameters under `path`, or under the nearest module around it that has some."""
-    while path:
-        found = [param for param in params if param.startswith(path + ".")]
-        if found:
-            return found
-        path = path.rpartition(".")[0]
-    return []
+def _is_tracked(leaf: Any) -> bool:
+    """Whether a leaf of a module's state is a Variable with an array in it.
+
+    Others (an array that is a plain attribute, what `sow` collected) are constants.
+    """
+    return isinstance(leaf, nnx.Variable) and isinstance(
+        _get(leaf), jax.Array | np.ndarray
+    )
 
 
-def _leaves(value: Any) -> list[Any]:
-    return jax.tree.leaves(value, is_leaf=is_module)
-
-
-def _leaves_with_path(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(value, is_leaf=is_module)
+def _modules(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """Every module in `value`, with the keys that lead to it."""
+    if is_module(value):
+        return [((), value)]
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, list | tuple):
+        items = enumerate(value)
+    elif isinstance(value, dict):
+        items = value.items()
     return [
-        (tuple(getattr(k, "key", getattr(k, "idx", k)) for k in keys), leaf)
-        for keys, leaf in leaves
+        ((key, *keys), module) for key, item in items for keys, module in _modules(item)
     ]
 
 
-def _map(function: Any, value: Any) -> Any:
-    return jax.tree.map(function, value, is_leaf=is_module)
+def _replace(value: Any, modules: Iterator[Any]) -> Any:
+    """`value` with its modules replaced by `modules`, in the order of `_modules`."""
+    if is_module(value):
+        return next(modules)
+    if isinstance(value, dict):
+        return {key: _replace(item, modules) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_replace(item, modules) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

@@ -29,6 +29,7 @@ class Plan:
         labels: For each optimizer `{path: group}` of what it trains.
         specs: For each optimizer the constants of its groups.
         layouts: For each optimizer where its slots belong.
+        still: Places of the normalisations that keep their statistics.
     """
 
     modules: Modules
@@ -38,11 +39,7 @@ class Plan:
     labels: list[dict[str, str]]
     specs: list[tuple[GroupSpec, ...]]
     layouts: list[Layout]
-
-    @property
-    def frozen(self) -> set[str]:
-        """Dotted paths of the parameters that are not trained."""
-        return {param.path for param in self.modules.params}.difference(self.names)
+    still: list[Any]
 
     def asks_same_step(self, other: Plan) -> bool:
         """Whether programs compiled for `other` are right for this plan."""
@@ -78,19 +75,21 @@ def make_plan(attributes: Mapping[str, Any], optimizers: Sequence[Optimizer]) ->
         _check_float(name, by_path[name])
     trained = [by_path[name] for name in names]
     ids = set(map(id, trained))
-    plan = Plan(
+    return Plan(
         modules=modules,
         names=names,
         trained=trained,
         extras=[v for v in modules.variables if id(v) not in ids],
         labels=labels,
         specs=[optimizer.specs for optimizer in optimizers],
-        layouts=[],
+        layouts=[
+            _adopt(optimizer, label, {path: by_path[path] for path in label})
+            for optimizer, label in zip(optimizers, labels, strict=True)
+        ],
+        still=modules.frozen_norms(
+            {id(v) for v in by_path.values()} - ids if optimizers else set()
+        ),
     )
-    for optimizer, label in zip(optimizers, labels, strict=True):
-        params = {path: read([by_path[path]])[0] for path in label}
-        plan.layouts.append(_adopt(optimizer, label, params))
-    return plan
 
 
 def _labels(modules: Modules, optimizers: Sequence[Optimizer]) -> list[dict[str, str]]:
@@ -105,24 +104,35 @@ def _labels(modules: Modules, optimizers: Sequence[Optimizer]) -> list[dict[str,
 
 
 def _adopt(
-    optimizer: Optimizer, labels: dict[str, str], params: dict[str, jax.Array]
+    optimizer: Optimizer, labels: dict[str, str], variables: dict[str, nnx.Variable]
 ) -> Layout:
-    """Give the optimizer its slots for `params`; those it has are kept by name."""
+    """Give the optimizer its slots; those of parameters that it trained are kept.
+
+    What counts is the Variable, not its path: another graph may call it otherwise.
+    """
     specs = optimizer.specs
+    params = {path: read([variable])[0] for path, variable in variables.items()}
 
     def init(numbers: jax.Array, params: dict[str, jax.Array]) -> Any:
         step = jnp.zeros((), jnp.int32)
         return transform(specs, unpack(specs, numbers), labels, step).init(params)
 
     layout = layout_of(jax.eval_shape(init, optimizer.numbers, params), labels)
-    old = optimizer.layout
-    if old == layout and old is not None:
+    old, before = optimizer.layout, optimizer.trained
+    optimizer.trained = variables
+    if old == layout and old is not None and _same(before, variables):
         return old
     fresh = jax.tree.leaves(jax.jit(init)(optimizer.numbers, params))
-    named = old.named(optimizer.slots) if old else {}
+    paths = {id(variable): path for path, variable in variables.items()}
+    moved = {p: paths[id(v)] for p, v in before.items() if id(v) in paths}
+    named = old.named(optimizer.slots, moved) if old else {}
     optimizer.slots = layout.flat(named, fresh)
     optimizer.layout = layout
     return layout
+
+
+def _same(a: dict[str, nnx.Variable], b: dict[str, nnx.Variable]) -> bool:
+    return a.keys() == b.keys() and all(a[path] is b[path] for path in a)
 
 
 def _check_float(path: str, variable: nnx.Variable) -> None:

@@ -7,6 +7,7 @@ draws.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -44,9 +45,10 @@ class History:
 
     def add(self, loss: Any, lr: Mapping[str, float]) -> None:
         """Note one step: its loss and the learning rates it used."""
+        for name in {**self.lr, **lr}:
+            rates = self.lr.setdefault(name, [math.nan] * len(self.loss))
+            rates.append(lr.get(name, math.nan))
         self.loss.append(loss)
-        for name, rate in lr.items():
-            self.lr.setdefault(name, []).append(rate)
 
 
 class StepProgress:
@@ -141,7 +143,8 @@ def plot_history(history: History, path: str | Path) -> Path:
     for name, rates in history.lr.items():
         below.plot(steps, rates, label=name)
     below.set(xlabel="step", ylabel="learning rate")
-    below.legend()
+    if history.lr:
+        below.legend()
     for axes in (above, below):
         axes.grid(alpha=0.3)
     path = Path(path)

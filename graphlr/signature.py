@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,11 @@ _config: Any = jax.config  # its options are made at run time, unknown to type c
 def wide() -> bool:
     """Whether JAX has 64-bit types now."""
     return bool(_config.jax_enable_x64)
+
+
+def jitting_is_off() -> bool:
+    """Whether `jax.disable_jit` is in force."""
+    return bool(_config.jax_disable_jit)
 
 
 class Constant(NamedTuple):
@@ -65,7 +70,7 @@ class Signature(NamedTuple):
 
     def names(self, build: Build) -> list[str]:
         """What each leaf is called in the user's own words, `batch['image']`."""
-        positions = list(inspect.signature(build).parameters)
+        positions = _positions(build)
         paths = jax.tree_util.tree_leaves_with_path(self.fill(self.kinds_as_leaves()))
         return [_name(path, positions) for path, _ in paths]
 
@@ -118,6 +123,13 @@ def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, _CONSTANTS) or callable(leaf):
             kinds.append(Constant(type(leaf), leaf))
+            if not isinstance(leaf, Hashable):
+                paths = jax.tree_util.tree_leaves_with_path((args, kwargs))
+                raise TypeError(
+                    f"argument {_name(paths[i][0], _positions(build))} is "
+                    f"{_object(leaf)} without a hash, so it can't be a constant of the "
+                    "trace: give it __hash__, or hold it as an attribute of the graph"
+                )
             continue
         if _register(leaf):
             return read(build, args, kwargs)
@@ -125,7 +137,7 @@ def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
             leaf = leaves[i] = np.asarray(leaf)
         if not isinstance(leaf, _ARRAYS) or getattr(leaf, "dtype", None) is _OBJECT:
             paths = jax.tree_util.tree_leaves_with_path((args, kwargs))
-            name = _name(paths[i][0], list(inspect.signature(build).parameters))
+            name = _name(paths[i][0], _positions(build))
             raise TypeError(
                 f"argument {name} is {_object(leaf)}, which can't be traced: give a "
                 "JAX or NumPy array or a number (strings, booleans and callables are "
@@ -184,11 +196,24 @@ def _register(leaf: Any) -> bool:
 def _name(path: Any, positions: list[str]) -> str:
     """`(0, 1, 'x')` is the second positional argument's `['x']`."""
     which, first, *rest = path
-    name = first.key if which.idx else None
-    if name is None:
-        known = first.idx < len(positions)
-        name = positions[first.idx] if known else f"argument {first.idx}"
+    if which.idx:
+        name = first.key
+    elif first.idx < len(positions) and not positions[first.idx].startswith("*"):
+        name = positions[first.idx]
+    else:  # what `*rest` takes
+        name = f"{positions[-1].lstrip('*')}[{first.idx - len(positions) + 1}]"
     return name + jax.tree_util.keystr(tuple(rest))
+
+
+def _positions(build: Build) -> list[str]:
+    """Names of the positional parameters, the last one `*name` if there is one."""
+    parameters = inspect.signature(build).parameters.values()
+    rest = [f"*{p.name}" for p in parameters if p.kind is p.VAR_POSITIONAL]
+    return [
+        p.name
+        for p in parameters
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ] + rest
 
 
 def _short(kind: Any) -> str:
@@ -266,7 +291,7 @@ def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
                 origin[equation.outvars[0]] = (source[0], False)
         elif name == "gather" and sources[-1] and not sources[-1][1]:
             dims = equation.params["dimension_numbers"].start_index_map
-            if len(dims) == 1:
+            if len(dims) == 1 and _reads_nan(equation):
                 size = equation.invars[0].aval.shape[dims[0]]
                 limits = _smallest(limits, {sources[-1][0]: size})
     return limits
@@ -276,6 +301,12 @@ def _is_wrapped(sources: Sequence[tuple[int, bool] | None]) -> bool:
     """`where(x < 0, x + size, x)`: both cases are one input, one of them moved."""
     cases = [source for source in sources[1:] if source]
     return len(cases) == 2 and cases[0][0] == cases[1][0] and cases[0][1] != cases[1][1]
+
+
+def _reads_nan(gather: Any) -> bool:
+    """Whether an index out of range gives NaN, and not what the program asked for."""
+    mode, fill = str(gather.params["mode"]), gather.params["fill_value"]
+    return "CLIP" not in mode and (fill is None or bool(np.isnan(fill)))
 
 
 def _inner(equation: Any) -> Any:
@@ -299,7 +330,8 @@ def check_range(array: Any, size: int, name: Callable[[], str]) -> None:
     Example:
         >>> check_range(np.array([3, 99]), 10, lambda: "label")
         Traceback (most recent call last):
-        ValueError: label[1] is 99, but it indexes 10 entries (0 to 9)
+        ValueError: label[1] is 99, but it indexes 10 entries (0 to 9). Entries to be \
+ignored need a valid index all the same: jnp.where(mask, index, 0)
     """
     values = np.asarray(array)
     if values.size == 0 or (values.max() < size and values.min() >= -size):
@@ -308,5 +340,6 @@ def check_range(array: Any, size: int, name: Callable[[], str]) -> None:
     place = f"[{', '.join(map(str, bad))}]" if values.ndim else ""
     raise ValueError(
         f"{name()}{place} is {values[tuple(bad)]}, but it indexes {size} entries "
-        f"(0 to {size - 1})"
+        f"(0 to {size - 1}). Entries to be ignored need a valid index all the same: "
+        "jnp.where(mask, index, 0)"
     )

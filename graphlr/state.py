@@ -7,6 +7,7 @@ parameter (`slots.model.head.kernel.exp_avg`), the groups' numbers and flags
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,26 +48,39 @@ def state_dict(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
         named = layout.named(optimizer.slots)
         state |= {f"slots.{key}": array for key, array in named.items()}
     state |= {key: group[field] for key, group, field in _fields(optimizers)}
-    if optimizers:
-        state["step"] = max(optimizer.step for optimizer in optimizers)
-    return state
+    counts = [optimizer.step for optimizer in optimizers]
+    return {**state, **dict(zip(_steps(optimizers), counts, strict=True))}
 
 
-def load_flags(state: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
-    """Set the groups' flags: they decide which slots there are, so they come first."""
-    for key, group, field in _fields(optimizers):
-        if key in state and isinstance(group[field], bool):
-            group[field] = bool(state[key])
+@contextlib.contextmanager
+def loading_groups(
+    state: Mapping[str, Any], optimizers: Sequence[Optimizer]
+) -> Iterator[None]:
+    """Give the groups the numbers and flags of `state`; take them back on an error.
+
+    They decide which slots there are, so they come before everything else.
+    """
+    old = [(group, dict(group)) for o in optimizers for group in o.param_groups]
+    try:
+        for names, optimizer in zip(group_names(optimizers), optimizers, strict=True):
+            for name, group in zip(names, optimizer.param_groups, strict=True):
+                group.update(_loaded(state, f"groups.{name}.", group))
+        yield
+    except BaseException:
+        for group, values in old:
+            fixed = ("params", "name")
+            group.update({k: v for k, v in values.items() if k not in fixed})
+        raise
 
 
-def load_state_dict(
+def load_arrays(
     state: Mapping[str, Any],
     plan: Plan,
     optimizers: Sequence[Optimizer],
     *,
     strict: bool,
 ) -> None:
-    """Take `state` over, all of it or, on an error, nothing."""
+    """Take Variables, slots and step counts over: all of them or, on an error, none."""
     _check(state, _expected(plan, optimizers), strict)
     slots = {key[6:]: x for key, x in state.items() if key.startswith("slots.")}
     flat = [
@@ -77,13 +91,36 @@ def load_state_dict(
         if path in state:
             (old,) = read([variable])
             write([variable], [_like(state[path], old)])
-    for key, group, field in _fields(optimizers):
-        if key in state and not isinstance(group[field], bool):
-            value = state[key]
-            group[field] = tuple(map(float, value)) if np.ndim(value) else value
-    for optimizer, arrays in zip(optimizers, flat, strict=True):
+    for key, optimizer, arrays in zip(
+        _steps(optimizers), optimizers, flat, strict=True
+    ):
         optimizer.slots = arrays
-        optimizer.step = int(state.get("step", optimizer.step))
+        optimizer.step = int(state.get(key, optimizer.step))
+
+
+def _loaded(state: Mapping[str, Any], prefix: str, group: ParamGroup) -> dict[str, Any]:
+    """The fields of `group` that `state` has, as Python numbers, tuples and bools."""
+    fields = {}
+    for field, now in group.items():
+        key = prefix + field
+        if key in state and (now is None or isinstance(now, bool | float | tuple)):
+            if now is not None and _type(state[key]) != _type(now):
+                raise ValueError(
+                    f"the state doesn't fit the graph: {key} is {_type(state[key])}, "
+                    f"and the graph has {_type(now)}"
+                )
+            value = np.asarray(state[key]).tolist()
+            fields[field] = tuple(value) if isinstance(value, list) else value
+            if isinstance(now, bool):
+                fields[field] = bool(value)
+    return fields
+
+
+def _steps(optimizers: Sequence[Optimizer]) -> list[str]:
+    """The key of each optimizer's step count: `step`, or `step.0` where several."""
+    if len(optimizers) == 1:
+        return ["step"]
+    return [f"step.{k}" for k in range(len(optimizers))]
 
 
 def _expected(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
@@ -96,7 +133,7 @@ def _expected(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     for layout in plan.layouts:
         expected |= {f"slots.{key}": kind for key, kind in layout.keys().items()}
     expected |= {key: group[field] for key, group, field in _fields(optimizers)}
-    return {**expected, **({"step": 0} if optimizers else {})}
+    return {**expected, **dict.fromkeys(_steps(optimizers), 0)}
 
 
 def _fields(
@@ -145,6 +182,7 @@ def _check(state: Mapping[str, Any], expected: Mapping[str, Any], strict: bool) 
 def _type(value: Any) -> str:
     """Shape and dtype; one for all plain numbers, `2 numbers` for a tuple of two."""
     shape = value.shape if hasattr(value, "shape") else np.shape(value)
-    if not hasattr(value, "dtype") or shape == ():
-        return "a number" if shape == () else f"{shape[0]} numbers"
-    return f"{value.dtype}{list(shape)}"
+    if not shape:
+        return "a number"
+    dtype = getattr(value, "dtype", np.dtype(float))  # a tuple of numbers
+    return f"{dtype}{list(shape)}"

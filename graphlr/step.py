@@ -111,19 +111,19 @@ def make_step(
     def forward(trained: Arrays, inputs: Inputs) -> tuple[Any, Any]:
         arrays = dict(zip(map(id, plan.trained), trained, strict=True))
         arrays |= zip(map(id, plan.extras), inputs.extras, strict=True)
-        attributes = plan.modules.merge(arrays, training)
-        if plan.layouts:
-            plan.modules.freeze_statistics(attributes, plan.frozen)
+        attributes = plan.modules.merge(arrays, training, plan.still)
         losses: list[jax.Array] = []
         args, kwargs = signature.fill(inputs.batch)
         result = bind(attributes, losses)(*args, **kwargs)
         outputs, found.outputs = _split(result)
-        extras = _changed_extras(plan, found, arrays, plan.modules.now(attributes))
-        return _total(losses, plan), (outputs, extras)
+        after = plan.modules.now(attributes)
+        extras = _changed_extras(plan, found, arrays, after)
+        assigned = [after[id(variable)] for variable in plan.trained]
+        return _total(losses, plan), (outputs, extras, assigned)
 
     def step(state: State, inputs: Inputs) -> Results:
         if not plan.layouts:
-            _, (outputs, extras) = forward(state.trained, inputs)
+            _, (outputs, extras, _) = forward(state.trained, inputs)
             return Results(outputs, extras, state)
 
         def loss(trained: Arrays) -> tuple[jax.Array, Any]:
@@ -131,7 +131,9 @@ def make_step(
 
         found.unused = set(plan.names)
         grads: Any
-        grads, (outputs, extras) = jax.grad(loss, has_aux=True)(state.trained)
+        grads, aux = jax.grad(loss, has_aux=True)(state.trained)
+        outputs, extras, trained = aux  # build may assign, and nnx.remat always does
+        state = state._replace(trained=trained)
         _warn_unused(found.unused, plan)
         if clip_grad_norm is not None:
             grads, _ = clip_by_norm(clip_grad_norm).update(grads, optax.EmptyState())
@@ -242,16 +244,6 @@ def _changed_extras(
     plan: Plan, found: Findings, before: dict[int, Any], after: dict[int, Any]
 ) -> Arrays:
     """New values of the extras that `build` assigned to."""
-    assigned = [
-        name
-        for name, variable in zip(plan.names, plan.trained, strict=True)
-        if after[id(variable)] is not before[id(variable)]
-    ]
-    if assigned:
-        raise ValueError(
-            f"build() assigns to {listing(assigned)}, which the optimizer updates: "
-            "freeze it to update it by hand, {'params': ..., 'frozen': True}"
-        )
     ids = [id(variable) for variable in plan.extras]
     found.changed = [i for i, v in enumerate(ids) if after[v] is not before[v]]
     return [after[ids[i]] for i in found.changed]

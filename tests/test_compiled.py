@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import graphlr as glr
@@ -123,9 +124,7 @@ def test_a_schedule_drives_beta1():
 
 
 def test_a_schedule_that_drives_what_the_rule_has_not():
-    optimizer = glr.optim.Optimizer(
-        [{"params": "a", "name": "a"}], rule=lambda: glr.optim.rules.optax.identity()
-    )
+    optimizer = glr.optim.Optimizer([{"params": "a", "name": "a"}], rule=optax.identity)
     optimizer.lr_sch = CYCLE
     with pytest.raises(ValueError, match=r"'a'.*CyclicLR.*cycle_momentum=False"):
         step_of(optimizer)

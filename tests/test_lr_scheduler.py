@@ -514,7 +514,8 @@ def test_one_cycle_beyond_its_end():
     schedule = OneCycleLR(0.1, 10)
     assert schedule(0.1, 10) == schedule(0.1, 9)
     with pytest.raises(ValueError, match="step is 11, not <= 10"):
-        schedule(0.1, 11)
+        schedule.sample(0.1, 12)
+    assert schedule(0.1, 11) == schedule(0.1, 9)
     held = traced(schedule, 0.1, np.array([9, 10, 11, 999]))
     assert len(set(held.tolist())) == 1
 

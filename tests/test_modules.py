@@ -151,8 +151,8 @@ def test_now_sees_what_a_copy_was_assigned():
 def test_statistics_stay_where_every_parameter_is_frozen(frozen, still):
     found = Modules({"model": Norms()})
     arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
-    merged = found.merge(arrays, training=True)
-    found.freeze_statistics(merged, {f"model.{path}" for path in frozen})
+    ids = {id(p.value) for p in found.params if p.name in frozen}
+    merged = found.merge(arrays, training=True, still=found.frozen_norms(ids))
     norms = {
         "body.1": merged["model"].body[1],
         "head.norm": merged["model"].head["norm"],
@@ -166,9 +166,8 @@ def test_statistics_of_a_module_under_two_names_follow_its_own_parameters():
     model = Norms()
     found = Modules({"body": model.body, "model": model})
     arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
-    merged = found.merge(arrays, training=True)
-    frozen = {path for path in found.paths if path.startswith("model.")}
-    found.freeze_statistics(merged, frozen)
+    frozen = {id(p.value) for p in found.params if p.path.startswith("model.")}
+    merged = found.merge(arrays, training=True, still=found.frozen_norms(frozen))
     assert not merged["body"][1].use_running_average
     assert merged["model"].head["norm"].use_running_average
 

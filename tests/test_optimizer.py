@@ -81,6 +81,8 @@ def test_scale_lr_reaches_schedules_too():
     optimizer = SGD([{"params": "a"}, {"params": "b", "lr": [0.4, 0.2]}], lr=0.1)
     optimizer.scale_lr(0.5)
     assert optimizer.lr(0) == pytest.approx({"group0": 0.05, "group1": 0.2})
+    a, b = optimizer.param_groups
+    assert (a["lr"], a["lr_scale"], b["lr_scale"]) == (0.05, 1.0, 0.5)
     assert optimizer.lr(9) == pytest.approx({"group0": 0.05, "group1": 0.1})
     for bad in (float("nan"), "2", None):
         with pytest.raises((TypeError, ValueError)):

@@ -3,7 +3,6 @@
 import signal
 import threading
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,7 +51,6 @@ def test_donation_changes_no_number():
 @pytest.mark.parametrize(
     "view",
     [
-        lambda array: jax.device_put(array, jax.devices()[0]),
         lambda array: array.addressable_shards[0].data,
         np.asarray,
     ],

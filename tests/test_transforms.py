@@ -75,9 +75,13 @@ def test_bias_correction_keeps_its_digits():
 
 
 @pytest.mark.parametrize(
-    "tx", [scale_by_momentum(0.9), scale_by_adam(), scale_by_adam(amsgrad=True)]
+    "tx",
+    [
+        scale_by_momentum(jnp.float32(0.9), jnp.float32(0.1)),
+        scale_by_adam(*map(jnp.float32, (0.9, 0.999, 1e-8)), amsgrad=True),
+    ],
 )
-def test_slots_keep_their_dtype(tx):
+def test_slots_keep_their_dtype_under_live_numbers(tx):
     _, state = run(tx, GRADS, jnp.bfloat16)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(state)}
     assert kinds == {jnp.dtype("bfloat16"), jnp.dtype("int32")}
@@ -126,6 +130,12 @@ def test_clip(p, most):
     factor = min(most / (size + 1e-6), 1.0)
     for key, g in grads.items():
         np.testing.assert_allclose(clipped[key], g * factor, rtol=1e-5)
+
+
+def test_clip_divides_by_a_little_more_than_the_norm():
+    """PyTorch's 1e-6: at a norm of 1e-6 it halves."""
+    clipped, _ = clip_by_norm(1e-6).update({"w": jnp.array([1e-6])}, ())
+    np.testing.assert_allclose(clipped["w"], 5e-7, rtol=1e-5)
 
 
 def test_clip_of_nothing_is_nothing():

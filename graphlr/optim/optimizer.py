@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ from graphlr.groups import (
     ParamGroups,
     dotted,
     label_params,
+    listing,
     unknown_key,
 )
 from graphlr.optim.compiled import (
@@ -87,6 +89,8 @@ class Optimizer:
 
     def __init_subclass__(cls, lr: float = 1e-3) -> None:
         """Give a class with a rule the rule's signature, after `params` and `lr`."""
+        if not hasattr(cls, "rule"):
+            raise TypeError(f"{cls.__name__} needs a static method rule(...)")
         cls._signature = cls.__signature__ = _signature(cls.rule, lr)
 
     def __init__(
@@ -115,6 +119,7 @@ class Optimizer:
         self.lr_sch: Schedule | None = None
         self.layout: Layout | None = None
         self.slots: list[jax.Array] = []
+        self.trained: dict[str, nnx.Variable] = {}  # whose slots, by path
         self.step = 0
         self._rules: list[Rule] = []
         self._changes = 0
@@ -155,6 +160,15 @@ class Optimizer:
         self._rules.append(rule)
         made.on_change = self._note_change
         self._note_change()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("lr", "rule") or (name in self.__dict__ and name == "param_groups"):
+            raise AttributeError(
+                f"optimizer.{name} can't be set: "
+                "optimizer.param_groups['group0']['lr'] = 0.1, or "
+                "optimizer.scale_lr(0.1), optimizer.add_param_group({'params': ...})"
+            )
+        super().__setattr__(name, value)
 
     def scale_lr(self, factor: float) -> None:
         """Multiply every group's base learning rate by `factor`.
@@ -266,7 +280,9 @@ class Optimizer:
 
     def _make_group(self, given: Mapping[str, Any]) -> tuple[ParamGroup, Rule]:
         group = dict(given)
-        name = group.setdefault("name", f"group{len(self.param_groups)}")
+        taken = {other.name for other in self.param_groups}
+        free = (f"group{i}" for i in itertools.count(len(taken)))
+        name = group.setdefault("name", next(n for n in free if n not in taken))
         if "params" not in group:
             raise KeyError(f"params: group {name!r} needs {{'params': ...}}")
         other = group.pop("optimizer", None)
@@ -319,6 +335,9 @@ class Optimizer:
 def _signature(rule: Rule, lr: float) -> inspect.Signature:
     """`(params, lr, *hyperparameters of the rule, *, keys of every group)`."""
     kind = inspect.Parameter
+    clash = {"params", "name", "optimizer", *COMMON} & set(hyperparameters(rule))
+    if clash:
+        raise TypeError(f"a rule can't have a parameter {clash.pop()!r}: groups do")
     own = [
         parameter.replace(default=hyperparameters(rule)[name])
         for name, parameter in inspect.signature(rule).parameters.items()
@@ -400,6 +419,11 @@ def _part(key: Any) -> Any:
     return str(key)
 
 
+def _in_dtype_of(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Live numbers are wider than some parameters, and slots keep their dtype."""
+    return new if new.dtype == old.dtype else new.astype(old.dtype)
+
+
 def _optax(
     specs: tuple[GroupSpec, ...],
     values: dict[str, Values],
@@ -410,18 +434,27 @@ def _optax(
         return {spec.name: group_lr(spec, values[spec.name], step) for spec in specs}
 
     def flat(tree: Any) -> dict[str, Any]:
-        return dict(zip(labels, jax.tree.leaves(tree), strict=True))
+        leaves = jax.tree.leaves(tree)
+        if len(leaves) != len(labels):
+            now = {param.path for param in _params_of(tree)}
+            raise ValueError(
+                f"as_optax was given another tree: {listing(now ^ set(labels))} is in "
+                "one of them only. Call as_optax(params) with the tree that is trained"
+            )
+        return dict(zip(labels, leaves, strict=True))
 
     def init(params: Any) -> GroupsState:
         step = jnp.asarray(start, jnp.int32)
-        inner = transform(specs, values, labels, step).init(flat(params))
-        return GroupsState(step, values, rates(values, step), inner)
+        mine = jax.tree.map(jnp.copy, values)  # a state may be donated
+        inner = transform(specs, mine, labels, step).init(flat(params))
+        return GroupsState(step, mine, rates(mine, step), inner)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         tx = transform(specs, state.values, labels, state.step)
         weights = None if params is None else flat(params)
         directions: Any
         directions, inner = tx.update(flat(updates), state.inner, weights)
+        inner = jax.tree.map(_in_dtype_of, inner, state.inner)
         step = state.step + 1
         new = GroupsState(step, dict(state.values), rates(state.values, step), inner)
         tree = jax.tree.structure(updates)

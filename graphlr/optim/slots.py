@@ -52,12 +52,22 @@ class Layout(NamedTuple):
     slots: tuple[Slot, ...]
     types: tuple[jax.ShapeDtypeStruct, ...]
 
-    def named(self, arrays: Sequence[jax.Array]) -> dict[str, jax.Array]:
-        """The state by parameter: `{"model.head.kernel.exp_avg": array}`."""
+    def named(
+        self, arrays: Sequence[jax.Array], paths: Mapping[str, str] | None = None
+    ) -> dict[str, jax.Array]:
+        """The state by parameter: `{"model.head.kernel.exp_avg": array}`.
+
+        Args:
+            arrays: The leaves.
+            paths: New path of each parameter to keep; None keeps all as they are.
+        """
         named: dict[str, jax.Array] = {}
         for slot, array in zip(self.slots, arrays, strict=True):
-            values = list(array) if slot.kind == "each" else [array] * len(slot.paths)
-            named |= dict(zip(slot.keys, values, strict=True))
+            for i, path in enumerate(slot.paths):
+                if paths is None or path in paths:
+                    name = paths[path] if paths else path
+                    value = array[i] if slot.kind == "each" else array
+                    named[f"{name}.{slot.name}"] = value
         return named
 
     def keys(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -87,6 +97,11 @@ class Layout(NamedTuple):
             if slot.kind == "shared":
                 _check_equal(slot, values)
             array = jnp.stack(values) if slot.kind == "each" else values[0]
+            if np.shape(array) != kind.shape:
+                raise ValueError(
+                    f"{slot.keys[0]} has shape {np.shape(array)}, and the parameter "
+                    f"now needs {kind.shape}: make a new optimizer for it"
+                )
             leaves.append(jnp.asarray(array, kind.dtype))
         return leaves
 

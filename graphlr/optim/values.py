@@ -18,15 +18,24 @@ COMMON: dict[str, Any] = {
     "clip_grad_norm_type": 2.0,
     "grad_centralization": False,
 }
-# What a number is called in messages, and the smallest value it may have.
-_NUMBERS: dict[str, tuple[str, float]] = {
-    "lr": ("learning rate", 0.0),
-    "lr_scale": ("lr_scale", -math.inf),
-    "momentum": ("momentum value", 0.0),
-    "dampening": ("dampening value", -math.inf),
-    "weight_decay": ("weight_decay value", 0.0),
-    "eps": ("epsilon value", 0.0),
-    "clip_grad_max_norm": ("clip_grad_max_norm", 0.0),
+# What a number is called in messages, the smallest and the largest value it may have.
+_ANY = math.inf
+_NUMBERS: dict[str, tuple[str, float, float]] = {
+    "lr": ("learning rate", 0.0, _ANY),
+    "lr_scale": ("lr_scale", -_ANY, _ANY),
+    "momentum": ("momentum value", 0.0, _ANY),
+    "dampening": ("dampening value", -_ANY, _ANY),
+    "weight_decay": ("weight_decay value", 0.0, _ANY),
+    "eps": ("epsilon value", 0.0, _ANY),
+    "alpha": ("alpha value", 0.0, _ANY),
+    "rho": ("rho value", 0.0, 1.0),
+    "lr_decay": ("lr_decay value", 0.0, _ANY),
+    "initial_accumulator_value": ("initial_accumulator_value value", 0.0, _ANY),
+    "momentum_decay": ("momentum_decay value", 0.0, _ANY),
+    "lambd": ("lambd value", 0.0, _ANY),
+    "beta2_decay": ("beta2_decay value", -_ANY, 0.0),
+    "trust_coefficient": ("trust_coefficient value", 0.0, _ANY),
+    "clip_grad_max_norm": ("clip_grad_max_norm", 0.0, _ANY),
 }
 
 
@@ -39,18 +48,19 @@ def check_number(key: str, value: Any) -> float:
         ValueError: Invalid learning rate: -1.0. It must be finite, at least 0, for \
 example {'lr': 0.1}
     """
-    what, least = _NUMBERS.get(key, (key, -math.inf))
+    what, least, most = _NUMBERS.get(key, (key, -_ANY, _ANY))
     if isinstance(value, bool | str) or np.ndim(value) != 0:
         raise TypeError(f"{key} must be a number, not {value!r}")
     try:
         number = float(value)
     except TypeError as error:
         raise TypeError(f"{key} must be a number, not {value!r}") from error
-    if not math.isfinite(number) or number < least:
-        at_least = f", at least {least:g}" if least > -math.inf else ""
+    if not math.isfinite(number) or not least <= number <= most:
+        bounds = f", at least {least:g}" if least > -_ANY else ""
+        bounds += f", at most {most:g}" if most < _ANY else ""
         raise ValueError(
-            f"Invalid {what}: {number}. It must be finite{at_least}, for example "
-            f"{{{key!r}: {max(least, 0.1):g}}}"
+            f"Invalid {what}: {number}. It must be finite{bounds}, for example "
+            f"{{{key!r}: {min(max(least, 0.1), most):g}}}"
         )
     return number
 
@@ -69,6 +79,42 @@ def _betas(value: Any) -> tuple[float, ...]:
                 "It must be in [0, 1), for example betas=(0.9, 0.999)"
             )
     return betas
+
+
+def _tuple(key: str, value: Any, default: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As many numbers as the default has; None where the default has None."""
+    try:
+        entries = tuple(value)
+    except TypeError as error:
+        raise TypeError(f"{key} must be like {default}, not {value!r}") from error
+    if len(entries) != len(default):
+        raise ValueError(
+            f"{key} must be {len(default)} numbers, for example {default}, "
+            f"not {value!r}"
+        )
+    return tuple(
+        None if entry is None and usual is None else check_number(key, entry)
+        for entry, usual in zip(entries, default, strict=True)
+    )
+
+
+def _etas(shrink: float, grow: float) -> None:
+    if not 0.0 < shrink < 1.0 < grow:
+        raise ValueError(
+            f"Invalid eta values: {shrink}, {grow}. The first must be in (0, 1), the "
+            "second above 1, for example etas=(0.5, 1.2)"
+        )
+
+
+def _step_sizes(least: float, most: float) -> None:
+    if not 0.0 <= least <= most:
+        raise ValueError(
+            f"Invalid step sizes: {least}, {most}. The first is the smallest, the "
+            "second the largest, for example step_sizes=(1e-6, 50.0)"
+        )
+
+
+_PAIRS = {"etas": _etas, "step_sizes": _step_sizes}
 
 
 def _norm_type(value: Any) -> float:
@@ -95,8 +141,17 @@ def check_value(key: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{key} must be True or False, not {value!r}")
         return bool(value)
+    if _is_numbers(default):
+        numbers = _tuple(key, value, default)
+        if key in _PAIRS:
+            _PAIRS[key](*numbers)
+        return numbers
     if isinstance(default, float) or isinstance(value, float):
         return check_number(key, value)
-    if isinstance(default, tuple) and all(isinstance(x, float) for x in default):
-        return tuple(check_number(key, x) for x in value)
     return value
+
+
+def _is_numbers(default: Any) -> bool:
+    if not isinstance(default, tuple) or not default:
+        return False
+    return all(isinstance(entry, float | None) for entry in default)

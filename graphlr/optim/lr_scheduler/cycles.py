@@ -1,10 +1,11 @@
 """Schedules that go up and down: restarts, one-cycle, triangles."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from graphlr.optim.lr_scheduler.base import (
     At,
@@ -73,8 +74,8 @@ class CosineAnnealingWarmRestarts(Schedule):
 class OneCycleLR(Schedule):
     """From ``max_lr / div_factor`` up to `max_lr`, then far down; momentum mirrored.
 
-    The base lr is ignored. Beyond `total_steps` the host raises and a program holds the
-    last value. Source: PyTorch `OneCycleLR`, whose first phase ends at
+    The base lr is ignored. Beyond `total_steps` the last value holds, and `sample`
+    raises. Source: PyTorch `OneCycleLR`, whose first phase ends at
     ``pct_start * total_steps - 1``.
 
     Example:
@@ -109,6 +110,14 @@ class OneCycleLR(Schedule):
             fix = "OneCycleLR(max_lr=0.1, total_steps=1000)"
             raise fault(ValueError, "OneCycleLR: total_steps", None, need, fix)
 
+    def sample(self, base_lr: ArrayLike, steps: int | Iterable[int]) -> np.ndarray:
+        """As `Schedule.sample`; a step beyond `total_steps` is a ValueError."""
+        listed = [*(steps if isinstance(steps, Iterable) else range(steps))]
+        if (last := max(listed, default=0)) > self._length * self.every:
+            place, fix = "OneCycleLR: step", f"OneCycleLR(..., total_steps={last})"
+            raise fault(ValueError, place, last, f"<= {self._length}", fix)
+        return super().sample(base_lr, listed)
+
     @property
     def _length(self) -> int:
         return self.total_steps or (self.epochs or 0) * (self.steps_per_epoch or 0)
@@ -116,9 +125,6 @@ class OneCycleLR(Schedule):
     def _through(self, at: At, *levels: float) -> Any:
         """The value at t of a curve that goes from level to level."""
         n, peak = self._length, self.pct_start * self._length - 1
-        if at.xp is np and (last := int(at.t.max(initial=0))) > n:
-            place, fix = "OneCycleLR: step", f"OneCycleLR(..., total_steps={last})"
-            raise fault(ValueError, place, last, f"<= {n}", fix)
         ends = (0.0, peak, 2 * peak, n - 1) if self.three_phase else (0.0, peak, n - 1)
         value = levels[-1]
         for i in reversed(range(len(ends) - 1)):

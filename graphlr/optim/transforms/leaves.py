@@ -1,0 +1,95 @@
+"""What own transformations are made of: one parameter at a time, counted on its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Number = float | jax.Array
+# (gradient, parameter or None, its slots, its coefficients) -> (direction, new slots)
+Step = Callable[..., tuple[jax.Array, tuple[Any, ...]]]
+
+
+def per_leaf(
+    kind: Any,
+    start: Callable[[jax.Array], tuple[Any, ...]],
+    step: Step,
+    coefficients: Callable[[jax.Array], tuple[jax.Array, ...]] | None = None,
+) -> optax.GradientTransformation:
+    """A transformation from what it does to one parameter.
+
+    Slots keep the dtype that they start with, whatever the numbers' dtype.
+
+    Args:
+        kind: A NamedTuple of one field for each slot, each a tree like the parameters,
+            and with `coefficients` a last one, `steps`, int32[n].
+        start: From a parameter to its slots; None for a slot that it doesn't have.
+        step: From a gradient, the parameter (None if none were given), its slots and
+            its own entry of each coefficient to a direction and the new slots.
+        coefficients: From the counts int32[n], 1 at a parameter's first step, to
+            vectors [n]; without it nothing is counted.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> class Sum(NamedTuple):
+        ...     sum: Any
+        >>> tx = per_leaf(
+        ...     Sum, lambda p: (jnp.zeros_like(p),), lambda g, p, s: (g, (s[0] + g,))
+        ... )
+        >>> state = tx.init({"w": jnp.ones(1)})
+        >>> tx.update({"w": jnp.array([2.0])}, state)[1].sum["w"].tolist()
+        [2.0]
+    """
+    width = len(kind._fields) - (coefficients is not None)
+
+    def fields_of(tree: Any, slots: list[tuple[Any, ...]]) -> list[Any]:
+        return [tree.unflatten([mine[i] for mine in slots]) for i in range(width)]
+
+    def init(params: Any) -> Any:
+        leaves, tree = jax.tree.flatten(params)
+        fields = fields_of(tree, [start(leaf) for leaf in leaves])
+        if coefficients is None:
+            return kind(*fields)
+        return kind(*fields, jnp.zeros(len(leaves), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        grads, tree = jax.tree.flatten(updates)
+        weights = [None] * len(grads) if params is None else tree.flatten_up_to(params)
+        slots = zip(*map(tree.flatten_up_to, state[:width]), strict=True)
+        own, counts = itertools.repeat(()), ()
+        if coefficients is not None:
+            counts = (state.steps + 1,)
+            own = zip(*coefficients(*counts), strict=True)
+        directions, made = [], []
+        for g, p, mine, numbers in zip(grads, weights, slots, own, strict=False):
+            direction, new = step(g, p, mine, *numbers)
+            directions.append(direction)
+            made.append(tuple(map(_like, new, mine)))
+        return tree.unflatten(directions), kind(*fields_of(tree, made), *counts)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _like(new: Any, old: Any) -> Any:
+    return None if old is None else new.astype(old.dtype)
+
+
+def bias_correction(b: Number, steps: jax.Array) -> jax.Array:
+    """`1 - b**steps`, of which float32 loses no digit.
+
+    Example:
+        >>> float(bias_correction(0.999, jnp.array(1))).__round__(8)
+        0.001
+    """
+    return -jnp.expm1(steps * log(b))
+
+
+def log(b: Number) -> Number:
+    """`log(b)`, in double precision where `b` is a constant; `-inf` of zero."""
+    return math.log(b) if isinstance(b, float) and b > 0 else jnp.log(b)
