@@ -210,7 +210,7 @@ class Graph:
                 "add_optimizer takes an optimizer, glr.optim.SGD(model, lr=0.1), "
                 f"not {optimizer!r}"
             )
-        if self._plan is not None:
+        if self._compiles.count:
             raise RuntimeError(
                 "add_optimizer comes too late, the graph is compiled: call it in "
                 "__init__, or optimizer.add_param_group({'params': ...}) at any time"
@@ -226,6 +226,7 @@ class Graph:
             )
         optimizer.lr_sch = schedule
         self._optimizers.append(optimizer)
+        self.__dict__["_plan"] = None
 
     # --- what a user calls ---
 
@@ -353,13 +354,13 @@ class Graph:
             )
         if name == "config" or hasattr(Graph, name):
             raise AttributeError(f"{name} is Graph's own: call the attribute otherwise")
-        if self._plan is not None:
+        if self._losses is not None or self._compiles.count:
             where = "inside build()" if self._losses is not None else "after a call"
             raise AttributeError(
                 f"self.{name} is set {where}, where it has no effect on the compiled "
                 "step: set it in __init__, or pass it to build() and return it"
             )
-        self.__dict__[name] = value
+        self.__dict__.update({name: value, "_plan": None})
 
     # --- how a call works ---
 

@@ -790,6 +790,18 @@ def test_attributes_that_would_do_nothing():
     check(build, r"inside build\(\)", AttributeError)
 
 
+def test_what_the_first_call_missed_can_still_be_set():
+    model = Net()
+    graph = Train(model, glr.optim.SGD("classifier.*", lr=0.1))
+    with pytest.raises(ValueError, match="in no group"):
+        graph(IMAGE, LABEL)
+    graph.config.clip_grad_norm = 1.0
+    graph.note = "found out"
+    graph.add_optimizer(glr.optim.Adam([{"params": ..., "name": "body"}], lr=0.1))
+    graph(IMAGE, LABEL)
+    assert graph.lr == {"group0": 0.1, "body": 0.1}
+
+
 def test_add_optimizer_checks_what_it_gets():
     graph = Train(Net())
     for bad in (None, Net(), optax.sgd(0.1)):
