@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -160,9 +161,11 @@ def oneflow_step(python: str) -> Step:
         raise RuntimeError("no pipe to OneFlow's process")
 
     def step() -> float:
+        process.send_signal(signal.SIGCONT)
         stdin.write("step\n")
         stdin.flush()
         line = stdout.readline()
+        process.send_signal(signal.SIGSTOP)  # its threads would spin through our turns
         if not line:
             raise RuntimeError(f"OneFlow's process ended with {process.wait()}")
         return float(line)
@@ -178,8 +181,10 @@ def measure(steps: dict[str, Step], rounds: int, each: int) -> dict[str, dict]:
         step()
         rows[name] = {"first_step_s": time.perf_counter() - start, "samples": []}
         step()
+    order = list(steps.items())
     for _ in range(rounds):
-        for name, step in steps.items():
+        order = [*order[1:], order[0]]  # nobody always comes after the same one
+        for name, step in order:
             step()  # the first of a turn finds cold caches
             for _ in range(each):
                 start = time.perf_counter()
