@@ -236,7 +236,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> float:
     """Run the program; returns the test accuracy."""
-    glr.runtime.tune_cpu()
     result = train(parse_args(argv))
     print(f"test accuracy {100 * result:.1f} %")
     return result

@@ -6,7 +6,6 @@ from graphlr import layers as layers
 from graphlr import models as models
 from graphlr import optim as optim
 from graphlr import report as report
-from graphlr import runtime as runtime
 from graphlr.graph import Graph as Graph
 
 __version__ = "0.1.0"

@@ -50,7 +50,6 @@ ORDER = [
 ISLANDS = {
     "data": set(),
     "report": set(),
-    "runtime": set(),
     "layers": set(),
     "models.mobilenet_v2": {"layers"},
     "models": {"models.mobilenet_v2"},
