@@ -106,7 +106,10 @@ def train(args: argparse.Namespace) -> float:
         "digits": glr.data.digits,
         "cifar10": lambda: glr.data.cifar10(args.data_dir),
     }
-    data = load[args.data]()
+    try:
+        data = load[args.data]()
+    except (OSError, ValueError, ImportError) as error:  # each says what to do
+        raise SystemExit(f"{args.data}: {error}") from error
     model = glr.models.mobilenet_v2(len(data.classes), rngs=nnx.Rngs(args.seed))
     per_epoch = data.train.num_batches(args.batch_size)
     steps = args.epochs * per_epoch

@@ -39,6 +39,15 @@ def test_mobilenetv2_refuses_bad_arguments(argv, capsys):
     assert argv[0] in capsys.readouterr().err
 
 
+def test_mobilenetv2_without_network_says_what_to_download(tmp_path, monkeypatch):
+    def offline(*_args, **_keys):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    with pytest.raises(SystemExit, match=r"cifar10: .*by hand and put it at"):
+        load("mobilenetv2").main(["--data", "cifar10", "--data-dir", str(tmp_path)])
+
+
 def test_mobilenetv2_trains_prints_and_draws(tmp_path, capsys):
     out = tmp_path / "pictures"
     accuracy = load("mobilenetv2").main(
