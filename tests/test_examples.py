@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_mobilenetv2_refuses_bad_arguments(argv, capsys):
 
 def test_mobilenetv2_without_network_says_what_to_download(tmp_path, monkeypatch):
     def offline(*_args, **_keys):
-        raise OSError("no network")
+        raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(SystemExit, match=r"cifar10: .*by hand and put it at"):
