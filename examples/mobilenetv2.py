@@ -176,6 +176,7 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text} is not above zero")
         return value
 
+    parse.__name__ = "number"  # what argparse calls it
     return parse
 
 

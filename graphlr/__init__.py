@@ -9,3 +9,13 @@ from graphlr import report as report
 from graphlr.graph import Graph as Graph
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Graph",
+    "data",
+    "groups",
+    "layers",
+    "models",
+    "optim",
+    "report",
+]

@@ -198,7 +198,8 @@ class Graph:
         Args:
             optimizer: Which parameters, and how.
             lr_sch: Schedule of every group without one of its own: from
-                `glr.optim.lr_scheduler`, an optax schedule, or a 1-D array.
+                `glr.optim.lr_scheduler`, an optax schedule, or a 1-D array. The last
+                two give the rate itself, in place of the groups' `lr`.
 
         Raises:
             TypeError: `optimizer` is none.
@@ -208,7 +209,8 @@ class Graph:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 "add_optimizer takes an optimizer, glr.optim.SGD(model, lr=0.1), "
-                f"not {optimizer!r}"
+                f"not {type(optimizer).__name__}; an optax transformation is a rule: "
+                "glr.optim.Optimizer(model, rule=lambda: optax.scale_by_lion())"
             )
         if self._compiles.count:
             raise RuntimeError(
@@ -293,6 +295,11 @@ class Graph:
             ValueError: Entries are missing, unexpected or of another shape or dtype;
                 nothing is loaded then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"load_state_dict takes what state_dict gave, not {state!r}: "
+                "np.load('state.npz') for a file"
+            )
         with _one_at_a_time, states.loading_groups(state, self._optimizers):
             plan = self._ready()
             states.load_arrays(state, plan, self._optimizers, strict=strict)

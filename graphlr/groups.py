@@ -416,11 +416,11 @@ def label_params(
     }
     _check_overlap(chosen, groups)
     uncovered = [path for path, indices in chosen.items() if not indices]
+    used = {i for indices in chosen.values() for i in indices}
+    _check_matched(used | {*rest} if uncovered else used, groups, params)
     if uncovered and not rest:
         _raise_uncovered(uncovered)
-    labels = {path: (*indices, *rest)[0] for path, indices in chosen.items()}
-    _check_matched(set(labels.values()), groups, params)
-    return labels
+    return {path: (*indices, *rest)[0] for path, indices in chosen.items()}
 
 
 def in_two_groups(paths: Sequence[str], first: str, second: str) -> str:
@@ -486,9 +486,13 @@ def _check_matched(
             )
             continue
         paths = [param.path for param in params]
-        near = difflib.get_close_matches(str(group.selector), paths, n=3, cutoff=0.0)
+        text = str(group.selector).strip("'")
+        near = difflib.get_close_matches(text, paths, n=3, cutoff=0.0)
+        deeper = _glob(text.rstrip(".*") + ".**") if text.strip(".*") else None
+        hint = f"{text.rstrip('.*')}.**" if deeper and any(map(deeper, params)) else ""
         raise ValueError(
             f"group {group.name!r}: {group.selector} matches no parameter. "
-            f"The paths nearest to it are {listing(near)} (`*` stays within a name, "
+            + (f"For everything under it write {hint!r}. " if hint else "")
+            + f"The paths nearest to it are {listing(near)} (`*` stays within a name, "
             "`**` crosses dots)."
         )

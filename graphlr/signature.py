@@ -252,7 +252,8 @@ def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
         known: `{input variable: position}` of the inputs to follow.
 
     Returns:
-        `{position: size}`: allowed values are -size to size - 1.
+        `{position: size}`: allowed values are 0 to size - 1. (JAX would count negative
+        ones from the end; as labels or token ids they are mistakes.)
 
     Example:
         >>> import jax.numpy as jnp
@@ -334,9 +335,9 @@ def check_range(array: Any, size: int, name: Callable[[], str]) -> None:
 ignored need a valid index all the same: jnp.where(mask, index, 0)
     """
     values = np.asarray(array)
-    if values.size == 0 or (values.max() < size and values.min() >= -size):
+    if values.size == 0 or (values.max() < size and values.min() >= 0):
         return
-    bad = np.argwhere((values >= size) | (values < -size))[0]
+    bad = np.argwhere((values >= size) | (values < 0))[0]
     place = f"[{', '.join(map(str, bad))}]" if values.ndim else ""
     raise ValueError(
         f"{name()}{place} is {values[tuple(bad)]}, but it indexes {size} entries "

@@ -45,9 +45,11 @@ def groups_table(modules: Modules, optimizers: Sequence[Optimizer]) -> str:
     for i, (name, group) in enumerate(zip(names, groups, strict=True)):
         paths = [path for path, index in chosen.items() if index == i]
         count = sum(sizes[path] for path in paths)
-        rows.append(
-            (name, _paths(paths), f"{count:,}", *_numbers(group, owners[i], rates[i]))
-        )
+        written = str(group.selector)
+        by_name = written.startswith(("'", "re.compile"))
+        several = by_name and len(paths) > 1
+        shown = f"{written} ({len(paths)})" if several else _paths(paths)
+        rows.append((name, shown, f"{count:,}", *_numbers(group, owners[i], rates[i])))
     return table(rows)
 
 

@@ -636,6 +636,18 @@ def test_slots_are_matched_by_parameter_when_groups_are_cut_differently():
         np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-7)
 
 
+def test_an_eval_graph_takes_a_training_state():
+    graph = make()
+    graph(IMAGE, LABEL)
+    evaluate = Evaluate(Net(seed=5))
+    evaluate.load_state_dict(graph.state_dict())
+    assert_same(values(evaluate.model), values(graph.model))
+    with pytest.raises(ValueError, match=r"missing: model\.features\.bias"):
+        evaluate.load_state_dict({"step": 1})
+    with pytest.raises(TypeError, match=r"np\.load"):
+        evaluate.load_state_dict("state.npz")
+
+
 def test_a_state_that_does_not_fit_changes_nothing():
     graph = make()
     graph(IMAGE, LABEL)

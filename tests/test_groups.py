@@ -176,6 +176,14 @@ def test_a_pattern_without_parameters_is_an_error_with_near_paths(net):
     assert "model.classifier.kernel" in str(error.value)
 
 
+def test_a_misspelt_pattern_is_named_before_what_it_leaves_out(net):
+    groups = [{"params": "featurs.**", "name": "body"}, {"params": "classifier.*"}]
+    with pytest.raises(ValueError, match=r"'body': 'featurs\.\*\*' matches no param"):
+        labels(net, *groups)
+    with pytest.raises(ValueError, match=r"everything under it write 'features\.\*\*'"):
+        labels(net, {"params": "features"}, {"params": ...})
+
+
 def test_the_tutorials_misspelt_head_is_caught(net):
     """`model.classifer = Linear` adds a head beside the one that is used."""
     net.classifer = nnx.Linear(2, 10, rngs=nnx.Rngs(1))

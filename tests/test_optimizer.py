@@ -56,7 +56,7 @@ def test_the_callers_groups_are_left_alone():
     ("group", "error", "match"),
     [
         ("b", TypeError, "must be a dict"),
-        ({"lr": 0.1}, KeyError, "group1.*needs"),
+        ({"lr": 0.1}, KeyError, "group1.*add {.params"),
         ({"params": "b", "name": "group0"}, ValueError, "two groups are named"),
         ({"params": "b", "lr": -1}, ValueError, "Invalid learning rate"),
         ({"params": "b", "lrr": 1}, KeyError, "did you mean 'lr'"),

@@ -20,3 +20,26 @@ from graphlr.optim.rules import RAdam as RAdam
 from graphlr.optim.rules import RMSprop as RMSprop
 from graphlr.optim.rules import Rprop as Rprop
 from graphlr.optim.rules import SparseAdam as SparseAdam
+
+__all__ = [
+    "ASGD",
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "Muon",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SparseAdam",
+    "lr_of",
+    "lr_scheduler",
+]

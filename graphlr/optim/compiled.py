@@ -7,6 +7,7 @@ float vector, unpacked while tracing into the numbers that `transform` builds on
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -36,7 +37,8 @@ def is_off(number: Any) -> bool:
     return isinstance(number, float) and number == 0.0
 
 
-def hyperparameters(rule: Callable[..., Any]) -> dict[str, Any]:
+@functools.cache
+def hyperparameters(rule: Callable[..., Any]) -> Mapping[str, Any]:
     """The hyperparameters of a rule and their defaults, from its signature."""
     empty = inspect.Parameter.empty
     return {
@@ -157,17 +159,23 @@ def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
     )
 
 
+@functools.cache
+def takes_lr(rule: Rule) -> bool:
+    """Whether a rule takes the learning rate and gives the whole step."""
+    return "lr" in inspect.signature(rule).parameters
+
+
 def _group_transform(
     spec: GroupSpec, values: Values, step: Any
 ) -> optax.GradientTransformation:
     lr = group_lr(spec, values, step)
     hyper = _hyper_now(spec, values, step)
-    takes_lr = "lr" in inspect.signature(spec.rule).parameters
-    rule = spec.rule(lr=lr, **hyper) if takes_lr else spec.rule(**hyper)
+    whole = takes_lr(spec.rule)
+    rule = spec.rule(lr=lr, **hyper) if whole else spec.rule(**hyper)
     before = [centralize()] if spec.centralized else []
     if spec.clip is not None:
         before.append(clip_by_norm(values["clip_grad_max_norm"], spec.clip))
-    after = [] if takes_lr else [optax.scale(-lr)]
+    after = [] if whole else [optax.scale(-lr)]
     return optax.chain(*before, rule, *after)
 
 

@@ -32,6 +32,7 @@ from graphlr.optim.compiled import (
     group_spec,
     hyperparameters,
     pack,
+    takes_lr,
     transform,
     unpack,
 )
@@ -173,7 +174,8 @@ class Optimizer:
     def scale_lr(self, factor: float) -> None:
         """Multiply every group's base learning rate by `factor`.
 
-        Groups whose rate is a schedule of its own have their `lr_scale` multiplied.
+        Where the rate is no multiple of it (a schedule as `lr`, an optax schedule, a
+        floor) `lr_scale` is multiplied instead, so that every rate is.
 
         Example:
             >>> optimizer = Optimizer("**", rule=optax.identity, lr=0.5)
@@ -183,7 +185,11 @@ class Optimizer:
         """
         factor = check_number("lr_scale", factor)
         for group in self.param_groups:
-            key = "lr" if isinstance(group["lr"], float) else "lr_scale"
+            schedule = group["lr_sch"] or self.lr_sch
+            by_lr = isinstance(group["lr"], float) and (
+                schedule is None or schedule.relative
+            )
+            key = "lr" if by_lr else "lr_scale"
             group[key] = group[key] * factor
 
     def lr(self, step: int | None = None) -> dict[str, float]:
@@ -284,7 +290,9 @@ class Optimizer:
         free = (f"group{i}" for i in itertools.count(len(taken)))
         name = group.setdefault("name", next(n for n in free if n not in taken))
         if "params" not in group:
-            raise KeyError(f"params: group {name!r} needs {{'params': ...}}")
+            raise KeyError(
+                f"params: group {name!r} has {listing(group)}; add {{'params': ...}}"
+            )
         other = group.pop("optimizer", None)
         if other is not None:
             return self._of_other_class(other, group)
@@ -317,7 +325,7 @@ class Optimizer:
                     )
                 checked[key] = check_value(key, checked[key], self._kinds.get(key))
             hyper = {key: checked[key] for key in self._hyper}
-            lr = {"lr": 0.0} if "lr" in inspect.signature(self._rule).parameters else {}
+            lr = {"lr": 0.0} if takes_lr(self._rule) else {}
             self._rule(**hyper, **lr)
         except (TypeError, ValueError) as error:
             error.add_note(f"in group {name!r}")

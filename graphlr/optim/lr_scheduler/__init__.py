@@ -33,3 +33,30 @@ from graphlr.optim.lr_scheduler.decays import PolynomialLR as PolynomialLR
 from graphlr.optim.lr_scheduler.decays import StepLR as StepLR
 from graphlr.optim.lr_scheduler.decays import WarmupCosineLR as WarmupCosineLR
 from graphlr.optim.lr_scheduler.decays import WarmupStableDecayLR as WarmupStableDecayLR
+
+__all__ = [
+    "SWALR",
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineDecayLR",
+    "CyclicLR",
+    "ExponentialLR",
+    "FunctionLR",
+    "InverseSqrtLR",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "MultiplicativeLR",
+    "OneCycleLR",
+    "PiecewiseLR",
+    "PolynomialLR",
+    "Schedule",
+    "SequentialLR",
+    "StepLR",
+    "TableLR",
+    "WarmupCosineLR",
+    "WarmupLR",
+    "WarmupStableDecayLR",
+    "as_schedule",
+]

@@ -228,10 +228,10 @@ class Schedule(_Value):
         return getattr(self, "schedules", () if one is None else (one,))
 
     @property
-    def _relative(self) -> bool:
+    def relative(self) -> bool:
         """Whether the lr is `base_lr` times a function of the step alone."""
         absolute = any(getattr(self, level) for level in self._levels)
-        return not absolute and all(inner._relative for inner in self._inner)
+        return not absolute and all(inner.relative for inner in self._inner)
 
     def __repr__(self) -> str:
         shown = (

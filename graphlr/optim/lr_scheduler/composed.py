@@ -153,11 +153,11 @@ class ChainedScheduler(Schedule):
             at.xp.ones((), at.dtype),
             at.xp.where(base == 0, at.xp.inf, base),
         )
-        absolute = [inner for inner in self._inner if not inner._relative]
+        absolute = [inner for inner in self._inner if not inner.relative]
         value = absolute[0](base, at.t) if absolute else base
         for inner in absolute[1:]:
             value = value * (inner(base, at.t) / divisor)
-        factors = (inner(unit, at.t) for inner in self._inner if inner._relative)
+        factors = (inner(unit, at.t) for inner in self._inner if inner.relative)
         return math.prod(factors, start=value)
 
     def _momentum(self, at: At) -> Any:
