@@ -642,7 +642,7 @@ def test_an_eval_graph_takes_a_training_state():
     evaluate = Evaluate(Net(seed=5))
     evaluate.load_state_dict(graph.state_dict())
     assert_same(values(evaluate.model), values(graph.model))
-    with pytest.raises(ValueError, match=r"missing: model\.features\.bias"):
+    with pytest.raises(ValueError, match=r"missing: model\.classifier\.bias"):
         evaluate.load_state_dict({"step": 1})
     with pytest.raises(TypeError, match=r"np\.load"):
         evaluate.load_state_dict("state.npz")
