@@ -119,7 +119,6 @@ def _adopt(
 
     layout = layout_of(jax.eval_shape(init, optimizer.numbers, params), labels)
     old, before = optimizer.layout, optimizer.trained
-    optimizer.trained = variables
     if old == layout and old is not None and _same(before, variables):
         return old
     fresh = jax.tree.leaves(jax.jit(init)(optimizer.numbers, params))
@@ -127,7 +126,7 @@ def _adopt(
     moved = {p: paths[id(v)] for p, v in before.items() if id(v) in paths}
     named = old.named(optimizer.slots, moved) if old else {}
     optimizer.slots = layout.flat(named, fresh)
-    optimizer.layout = layout
+    optimizer.layout, optimizer.trained = layout, variables
     return layout
 
 
