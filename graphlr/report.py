@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -124,13 +124,7 @@ def plot_history(history: History, path: str | Path) -> Path:
     """
     if not history.loss:
         raise ValueError("history is empty: history.add(loss, graph.lr) at each step")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plots need matplotlib: pip install 'graphlr[plot]'"
-        ) from error
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = _figure(8, 6)
     above, below = figure.subplots(2, sharex=True)
     steps = range(len(history.loss))
     above.plot(steps, [float(loss) for loss in history.loss], lw=0.8, label="loss")
@@ -140,13 +134,64 @@ def plot_history(history: History, path: str | Path) -> Path:
         percent = [100 * value for value in history.accuracy.values()]
         right.plot([*history.accuracy], percent, "C1o-", ms=4)
         right.set_ylabel("test accuracy, %", color="C1")
-    for name, rates in history.lr.items():
-        below.plot(steps, rates, label=name)
-    below.set(xlabel="step", ylabel="learning rate")
-    if history.lr:
-        below.legend()
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
+    _draw_lr(below, history.lr)
+    above.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def plot_lr(
+    optimizer: Any, lr_sch: Any, steps: int, path: str | Path | None = None
+) -> Any:
+    """Draw every group's learning rate at steps 0 to `steps - 1`, before any training.
+
+    Args:
+        optimizer: Whose groups.
+        lr_sch: What `add_optimizer(lr_sch=...)` takes; None for the optimizer's own.
+        steps: How many.
+        path: Of a picture to write as well, `lr.png`; its folder is made.
+
+    Returns:
+        The matplotlib figure, which notebooks show.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; names the extra to install.
+        ValueError: `steps` is below 1.
+
+    Example:
+        >>> from graphlr.optim import SGD
+        >>> figure = plot_lr(SGD("**", lr=0.5), [0.3, 0.2, 0.1], 3)
+        >>> figure.axes[0].lines[0].get_ydata().tolist()
+        [0.3, 0.2, 0.1]
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: plot_lr(optimizer, lr_sch, steps=1000)")
+    figure = _figure(8, 3.5)
+    _draw_lr(figure.subplots(), optimizer.sample_lr(steps, lr_sch=lr_sch))
+    if path is not None:
+        _save(figure, path)
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plots need matplotlib: pip install 'graphlr[plot]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_lr(axes: Any, lr: Mapping[str, Sequence[float]]) -> None:
+    for name, rates in lr.items():
+        axes.plot(range(len(rates)), rates, label=name)
+    axes.set(xlabel="step", ylabel="learning rate")
+    axes.grid(alpha=0.3)
+    if lr:
+        axes.legend()
+
+
+def _save(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

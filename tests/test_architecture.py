@@ -22,6 +22,7 @@ ORDER = [
     "optim.lr_scheduler.decays",
     "optim.lr_scheduler.cycles",
     "optim.lr_scheduler.composed",
+    "optim.lr_scheduler.plateau",
     "optim.lr_scheduler",
     "optim.transforms.leaves",
     "optim.transforms.gradients",

@@ -177,7 +177,8 @@ def float64():
 
 
 def test_every_torch_case_has_a_schedule():
-    assert set(TORCH_CASES) == {case["key"] for case in TORCH_SPEC["cases"]}
+    cases = TORCH_SPEC["cases"]  # those with a metric are in test_plateau.py
+    assert set(TORCH_CASES) == {c["key"] for c in cases if "metric" not in c}
 
 
 @pytest.mark.parametrize("key", TORCH_CASES)

@@ -4,10 +4,13 @@ import io
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
-from graphlr.report import History, StepProgress, plot_history
+from graphlr.optim import SGD
+from graphlr.optim.lr_scheduler import ConstantLR, CosineDecayLR, StepLR
+from graphlr.report import History, StepProgress, plot_history, plot_lr
 
 
 def history(steps=3, **groups):
@@ -99,3 +102,40 @@ def test_the_bar_stops_when_the_body_raises():
         raise OSError("body")
     with progress:  # a live display that had not stopped would refuse another
         pass
+
+
+def two_groups():
+    groups = [
+        {"params": "body.**", "name": "body", "lr_scale": 0.5},
+        {"params": "head.**", "name": "head", "lr_sch": StepLR(2, 0.1)},
+    ]
+    return SGD(groups, lr=1.0)
+
+
+def test_plot_lr_draws_every_group(tmp_path):
+    optimizer = two_groups()
+    figure = plot_lr(optimizer, [0.3, 0.2, 0.1], 5, tmp_path / "new" / "lr.png")
+    (axes,) = figure.axes
+    drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+    np.testing.assert_allclose(drawn["body"], [0.15, 0.1, 0.05, 0.05, 0.05])
+    np.testing.assert_allclose(drawn["head"], [1, 1, 0.1, 0.1, 0.01])
+    assert (tmp_path / "new" / "lr.png").stat().st_size > 1000
+    assert optimizer.lr_sch is None
+
+
+def test_plot_lr_without_a_schedule_of_its_own():
+    optimizer = two_groups()
+    optimizer.param_groups["head"]["lr_sch"] = None
+    for schedule in (None, ConstantLR(1.0)):
+        lines = plot_lr(optimizer, schedule, 2).axes[0].lines
+        assert [line.get_ydata().tolist() for line in lines] == [[0.5] * 2, [1.0] * 2]
+    with pytest.raises(ValueError, match="steps is 0"):
+        plot_lr(optimizer, None, 0)
+
+
+def test_what_is_drawn_is_what_the_optimizer_says():
+    optimizer = two_groups()
+    optimizer.lr_sch = CosineDecayLR(7)
+    rates = optimizer.sample_lr(12)
+    for step in range(12):
+        assert {k: v[step] for k, v in rates.items()} == optimizer.lr(step)

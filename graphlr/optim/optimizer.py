@@ -36,7 +36,7 @@ from graphlr.optim.compiled import (
     transform,
     unpack,
 )
-from graphlr.optim.lr_scheduler import Schedule
+from graphlr.optim.lr_scheduler import Schedule, as_schedule
 from graphlr.optim.slots import Layout
 from graphlr.optim.values import COMMON, check_number, check_value
 from graphlr.signature import wide
@@ -171,11 +171,17 @@ class Optimizer:
             )
         super().__setattr__(name, value)
 
-    def scale_lr(self, factor: float) -> None:
-        """Multiply every group's base learning rate by `factor`.
+    def scale_lr(self, factor: float | Mapping[str, float]) -> None:
+        """Multiply the groups' base learning rates by `factor`.
 
         Where the rate is no multiple of it (a schedule as `lr`, an optax schedule, a
         floor) `lr_scale` is multiplied instead, so that every rate is.
+
+        Args:
+            factor: For every group, or by name for some: `{"head": 0.5}`.
+
+        Raises:
+            KeyError: No group has such a name.
 
         Example:
             >>> optimizer = Optimizer("**", rule=optax.identity, lr=0.5)
@@ -183,14 +189,16 @@ class Optimizer:
             >>> optimizer.lr()
             {'group0': 0.25}
         """
-        factor = check_number("lr_scale", factor)
-        for group in self.param_groups:
+        if not isinstance(factor, Mapping):
+            factor = dict.fromkeys((group.name for group in self.param_groups), factor)
+        factors = {name: check_number("lr_scale", x) for name, x in factor.items()}
+        for group in [self.param_groups[name] for name in factors]:
             schedule = group["lr_sch"] or self.lr_sch
             by_lr = isinstance(group["lr"], float) and (
                 schedule is None or schedule.relative
             )
             key = "lr" if by_lr else "lr_scale"
-            group[key] = group[key] * factor
+            group[key] = group[key] * factors[group.name]
 
     def lr(self, step: int | None = None) -> dict[str, float]:
         """Every group's learning rate for the update after `step` updates (now)."""
@@ -199,6 +207,27 @@ class Optimizer:
             spec.name: float(group_lr(spec, group, step))
             for spec, group in zip(self.specs, self.param_groups, strict=True)
         }
+
+    def sample_lr(self, steps: int, *, lr_sch: Any = None) -> dict[str, np.ndarray]:
+        """Every group's learning rates of updates 0 to `steps - 1`, float64[steps].
+
+        Args:
+            steps: How many.
+            lr_sch: Schedule of the groups without one of their own, in place of the
+                optimizer's.
+
+        Example:
+            >>> optimizer = Optimizer("**", rule=optax.identity, lr=0.5)
+            >>> optimizer.sample_lr(3, lr_sch=[0.3, 0.2, 0.1])["group0"].tolist()
+            [0.3, 0.2, 0.1]
+        """
+        schedule = self.lr_sch if lr_sch is None else as_schedule(lr_sch)
+        rates = {}
+        for group, rule in zip(self.param_groups, self._rules, strict=True):
+            spec = group_spec(group, rule, schedule)
+            rate = group_lr(spec, group, np.arange(steps))
+            rates[group.name] = np.array(np.broadcast_to(rate, (steps,)), float)
+        return rates
 
     def as_optax(self, params: Any) -> optax.GradientTransformation:
         """The same groups as a plain optax transformation, for any pytree with paths.

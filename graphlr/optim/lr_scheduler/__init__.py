@@ -33,6 +33,7 @@ from graphlr.optim.lr_scheduler.decays import PolynomialLR as PolynomialLR
 from graphlr.optim.lr_scheduler.decays import StepLR as StepLR
 from graphlr.optim.lr_scheduler.decays import WarmupCosineLR as WarmupCosineLR
 from graphlr.optim.lr_scheduler.decays import WarmupStableDecayLR as WarmupStableDecayLR
+from graphlr.optim.lr_scheduler.plateau import ReduceLROnPlateau as ReduceLROnPlateau
 
 __all__ = [
     "SWALR",
@@ -51,6 +52,7 @@ __all__ = [
     "OneCycleLR",
     "PiecewiseLR",
     "PolynomialLR",
+    "ReduceLROnPlateau",
     "Schedule",
     "SequentialLR",
     "StepLR",

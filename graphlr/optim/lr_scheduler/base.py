@@ -283,6 +283,7 @@ def as_schedule(value: Any, *, every: int = 1) -> Schedule:
 
     Raises:
         TypeError: `value` is none of the three.
+        ValueError: It changes rates by a `step` method of its own.
 
     Example:
         >>> as_schedule([0.3, 0.2, 0.1])(1.0, 1)
@@ -297,6 +298,9 @@ def as_schedule(value: Any, *, every: int = 1) -> Schedule:
     if isinstance(value, list | tuple | np.ndarray | jax.Array) and np.ndim(value) == 1:
         return TableLR(np.asarray(value).tolist(), every=every)
     need = "a schedule, a function of the step or a 1-D array of learning rates"
+    if hasattr(value, "step"):
+        fix = "plateau.step(metric) after each evaluation, beside a schedule"
+        raise fault(ValueError, "schedule", value, need, fix)
     raise fault(TypeError, "schedule", value, need, "StepLR(step_size=30)")
 
 

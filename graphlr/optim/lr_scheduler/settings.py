@@ -105,9 +105,11 @@ def starting(method: str) -> Check:
 
 at_least_0 = _number(float, "a finite number >= 0", lambda x: x >= 0, "=0.1")
 _above_0 = _number(float, "a finite number > 0", lambda x: x > 0, "=1.0")
+below_1 = _number(float, "a number >= 0 and < 1", lambda x: 0 <= x < 1, "=0.1")
+count = _whole(0)
 _to_1 = _number(float, "a number from 0 to 1", lambda x: 0 <= x <= 1, "=1.0")
 
-Count = Annotated[int, _whole(0)]
+Count = Annotated[int, count]
 Positive = Annotated[int, _whole(1)]
 OptionalPositive = Annotated[int | None, optional(_whole(1))]
 Steps = Annotated[Sequence[int], each(_whole(0))]
