@@ -1,92 +1,33 @@
 """`Graph`: `build()` traced once into one compiled step over flat arrays.
 
-A call is one run of a compiled program between two passes over flat lists: read the
-Variables' arrays, run, write the new ones back. Modules, groups and optimizer state are
-pytrees only while tracing.
+What a user writes, calls and reads; how a call works is in `runner`.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
-import threading
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.nnx.tracers import TraceState
 
-from graphlr import signature as arguments
 from graphlr import state as states
-from graphlr.groups import unknown_key
-from graphlr.modules import own, read, write
+from graphlr.config import Config
 from graphlr.optim.lr_scheduler import as_schedule
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.values import check_number
-from graphlr.plan import Plan, check_unchanged, make_plan
-from graphlr.program import (
-    Compile,
-    Compiles,
-    Program,
-    Undisturbed,
-    check_not_lost,
-    check_ranges,
-    compile_step,
-)
-from graphlr.signature import Signature, jitting_is_off
-from graphlr.step import Findings, Inputs, Results, State, make_step
+from graphlr.plan import make_plan
+from graphlr.precision import GradScaler, Scaler, StaticGradScaler
+from graphlr.program import Compiles, cost_of
+from graphlr.runner import Runner, one_at_a_time
+from graphlr.signature import jitting_is_off
+from graphlr.state import Loaded
 from graphlr.summary import groups_table, modules_tree
+from graphlr.update import STATS
 
-_log = logging.getLogger(__name__)
-
-# A step takes a model's arrays and gives it others; two threads that do so with one
-# model would take the same ones. Computing goes on after the lock is released.
-_one_at_a_time = threading.RLock()
-
-
-class Config:
-    """Options of a graph, fixed once it has been called.
-
-    Attributes:
-        clip_grad_norm: Norm to clip the trained gradients to, all together, before any
-            group's own clip; None for no clip.
-        donate: Whether the step may reuse the memory of parameters and slots.
-
-    Example:
-        >>> Config().clip_gard_norm = 1.0
-        Traceback (most recent call last):
-        AttributeError: config has no 'clip_gard_norm': did you mean \
-'clip_grad_norm'? It takes clip_grad_norm, donate.
-    """
-
-    clip_grad_norm: float | None
-    donate: bool
-
-    def __init__(self) -> None:
-        self.__dict__.update(clip_grad_norm=None, donate=True, _fixed=False)
-
-    def fix(self) -> None:
-        """Refuse changes from now on."""
-        self.__dict__["_fixed"] = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        options = ("clip_grad_norm", "donate")
-        if name not in options:
-            raise AttributeError(unknown_key(name, options, "config"))
-        if self.__dict__["_fixed"]:
-            raise AttributeError(
-                f"config.{name} = {value!r} comes too late, the graph is compiled: "
-                "make a new graph over the same model and set it before the first call"
-            )
-        if name == "donate" and not isinstance(value, bool):
-            raise TypeError(f"config.donate is {value!r}: give True or False")
-        if name == "clip_grad_norm" and value is not None:
-            value = check_number("clip_grad_max_norm", value)
-        self.__dict__[name] = value
-
-    def __repr__(self) -> str:
-        return f"clip_grad_norm={self.clip_grad_norm}, donate={self.donate}"
+_OWN = ("_runner", "_losses", "_trace")
 
 
 class Graph:
@@ -125,29 +66,14 @@ class Graph:
         ({'group0': 0.05}, 1, 1)
     """
 
-    config: Config
-    _training: bool | None
-    _optimizers: list[Optimizer]
-    _plan: Plan | None
-    _versions: list[Any]
-    _programs: dict[Signature, Program]
+    _runner: Runner
     _losses: list[jax.Array] | None
     _trace: TraceState
-    _compiles: Compiles
-    _why: str
 
     def __init__(self, *, training: bool | None = None) -> None:
-        self.__dict__.update(
-            config=Config(),
-            _training=training,
-            _optimizers=[],
-            _plan=None,
-            _versions=[],
-            _programs={},
-            _losses=None,
-            _compiles=Compiles(),
-            _why="first call",
-        )
+        runner = Runner(type(self).__name__, self._attributes, self.build, self._bind)
+        runner.training = training
+        self.__dict__.update(_runner=runner, _losses=None)
 
     # --- what a user writes ---
 
@@ -171,7 +97,7 @@ class Graph:
                 "self.backward(loss) belongs inside build(), and build() is run by "
                 "calling the graph: loss = graph(image, label)"
             )
-        if not self._optimizers:
+        if not self._runner.optimizers:
             raise RuntimeError(
                 "self.backward(loss) in a graph without optimizer: call "
                 "self.add_optimizer(optimizer) in __init__, or leave backward out"
@@ -212,12 +138,13 @@ class Graph:
                 f"not {type(optimizer).__name__}; an optax transformation is a rule: "
                 "glr.optim.Optimizer(model, rule=lambda: optax.scale_by_lion())"
             )
-        if self._compiles.count:
+        runner = self._runner
+        if runner.compiles.count:
             raise RuntimeError(
                 "add_optimizer comes too late, the graph is compiled: call it in "
                 "__init__, or optimizer.add_param_group({'params': ...}) at any time"
             )
-        if any(optimizer is other for other in self._optimizers):
+        if any(optimizer is other for other in runner.optimizers):
             raise ValueError("this optimizer is in the graph already: add it once")
         schedule = optimizer.lr_sch if lr_sch is None else as_schedule(lr_sch)
         if optimizer.lr_sch not in (None, schedule):
@@ -227,8 +154,26 @@ class Graph:
                 "own for this graph, or set optimizer.lr_sch"
             )
         optimizer.lr_sch = schedule
-        self._optimizers.append(optimizer)
-        self.__dict__["_plan"] = None
+        runner.optimizers.append(optimizer)
+        runner.plan = None
+
+    def set_grad_scaler(self, scaler: Scaler) -> None:
+        """Scale the loss, for float16: `GradScaler()` or `StaticGradScaler(128.0)`.
+
+        Raises:
+            TypeError: `scaler` is neither.
+            RuntimeError: The graph has been called.
+        """
+        if not isinstance(scaler, GradScaler | StaticGradScaler):
+            raise TypeError(
+                f"set_grad_scaler takes glr.GradScaler(), not {type(scaler).__name__}"
+            )
+        if self._runner.compiles.count:
+            raise RuntimeError(
+                "set_grad_scaler comes too late, the graph is compiled: call it in "
+                "__init__"
+            )
+        self._runner.scaler = scaler
 
     # --- what a user calls ---
 
@@ -244,44 +189,95 @@ class Graph:
         """
         if jitting_is_off():
             return self.eager(*args, **kwargs)
-        with _one_at_a_time:
-            plan = self._ready()
-            signature, batch = arguments.read(self.build, args, kwargs)
-            program = self._programs.get(signature)
-            known = program is not None
-            if program is None:
-                program = self._compile(plan, signature, batch)
-            if program.limits:
-                check_ranges(program.limits, batch, signature, self.build)
-            try:
-                return self._run(plan, program.run, program.found, batch)
-            except (TypeError, ValueError):  # raised before anything runs
-                if not known:
-                    raise
-            plan = self._replan("the dtype, shape or placement of a Variable changed")
-            self._programs.clear()
-            program = self._compile(plan, signature, batch)
-            return self._run(plan, program.run, program.found, batch)
+        with one_at_a_time:
+            return self._runner.call(args, kwargs)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         """The same step operation by operation, for prints, breakpoints, tracebacks."""
-        with _one_at_a_time:
-            plan = self._ready()
-            signature, batch = arguments.read(self.build, args, kwargs)
-            step, found = self._step(plan, signature)
-            return self._run(plan, step, found, batch)
+        with one_at_a_time:
+            return self._runner.eager(args, kwargs)
+
+    def scan(self, *args: Any, **kwargs: Any) -> Any:
+        """Several steps in one run: cheaper for small models, equal to as many calls.
+
+        Args:
+            args: As for a call, each array with one axis more in front, one entry a
+                step; a tuple of them; or a list of batches, which are stacked. Arrays
+                without axes are the same for all steps.
+            kwargs: Likewise.
+
+        Returns:
+            What `build` returned, each array with the leading axis.
+
+        Raises:
+            ValueError: The leading axes are missing or differ.
+        """
+        args, kwargs = _stacked(self.build, args, kwargs)
+        with one_at_a_time:
+            return self._runner.scan(args, kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> Compiles:
+        """Compile for arguments like these, without running.
+
+        Args:
+            args: Arrays, or `jax.ShapeDtypeStruct`s in their place.
+            kwargs: Likewise.
+
+        Returns:
+            Every compilation so far.
+        """
+        with one_at_a_time:
+            self._runner.prepared(args, kwargs)
+        return self.compiles
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """The step for arguments like these as JAX lowered it: `.as_text()`."""
+        with one_at_a_time:
+            return self._runner.lowered(args, kwargs)
+
+    def cost(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """What a step costs, by XLA's own count.
+
+        Args:
+            args: As for `compile`; without any the last signature compiled.
+            kwargs: Likewise.
+
+        Returns:
+            `flops`; `bytes` read and written; and in bytes of memory `temporary_memory`
+            (activations), `argument_memory`, `output_memory` and `peak_memory`, all
+            three together without what is donated. What the platform doesn't tell is
+            left out.
+        """
+        with one_at_a_time:
+            return cost_of(self._runner.prepared(args, kwargs))
+
+    def debug(self, level: int = 1) -> None:
+        """Print what is compiled, from now on.
+
+        Args:
+            level: -1 nothing; 0 each compilation, its reason and times; 1 the graph,
+                groups and cost too; 2 the traced program too; 3 what XLA made of it.
+
+        Raises:
+            ValueError: No such level.
+        """
+        if level not in (-1, 0, 1, 2, 3):
+            raise ValueError(f"debug level is {level!r}: give -1, 0, 1, 2 or 3")
+        self._runner.debug_level = level
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, by dotted name.
 
         Variables by path (`model.head.kernel`), slots by parameter
         (`slots.model.head.kernel.exp_avg`), the groups' numbers and flags
-        (`groups.head.lr_scale`), and `step`. Safe to keep while training goes on.
+        (`groups.head.lr_scale`), averages (`ema.model.head.kernel`), the loss scale
+        (`scaler.scale`) and `step`. Safe to keep while training goes on.
         """
-        with _one_at_a_time:
-            return states.state_dict(self._ready(), self._optimizers)
+        runner = self._runner
+        with one_at_a_time:
+            return states.state_dict(runner.ready(), runner.optimizers, runner.memory)
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Loaded:
         """Take over what `state_dict` gave, at any time.
 
         Slots are matched by parameter, never by order, so the groups may be cut
@@ -291,65 +287,138 @@ class Graph:
             state: From `state_dict`.
             strict: Whether a missing or an unexpected entry is an error.
 
+        Returns:
+            The keys that were `missing` and `unexpected`, for `strict=False`.
+
         Raises:
-            ValueError: Entries are missing, unexpected or of another shape or dtype;
-                nothing is loaded then.
+            ValueError: Entries are missing, unexpected or of another shape or dtype,
+                or a group without a name holds other parameters; nothing is loaded
+                then. (Also a RuntimeError, as PyTorch raises.)
         """
         if not isinstance(state, Mapping):
             raise TypeError(
                 f"load_state_dict takes what state_dict gave, not {state!r}: "
                 "np.load('state.npz') for a file"
             )
-        with _one_at_a_time, states.loading_groups(state, self._optimizers):
-            plan = self._ready()
-            states.load_arrays(state, plan, self._optimizers, strict=strict)
+        runner = self._runner
+        with one_at_a_time, states.loading_groups(state, runner.optimizers):
+            plan = runner.ready()
+            loaded = states.load_arrays(
+                state, plan, runner.optimizers, runner.memory, strict=strict
+            )
+            runner.memory = loaded.memory
+            return loaded
 
     # --- what a user reads ---
 
     @property
+    def config(self) -> Config:
+        """Options; set them before the first call."""
+        return self._runner.config
+
+    @property
     def training(self) -> bool:
         """Whether modules are traced in train mode."""
-        return bool(self._optimizers) if self._training is None else self._training
+        return self._runner.training_mode
 
     @property
     def lr(self) -> dict[str, float]:
         """Every group's learning rate at the next step, schedule and scale included."""
-        names = [name for some in states.group_names(self._optimizers) for name in some]
-        rates = [rate for o in self._optimizers for rate in o.lr().values()]
+        optimizers = self._runner.optimizers
+        names = [name for some in states.group_names(optimizers) for name in some]
+        rates = [rate for o in optimizers for rate in o.lr().values()]
         return dict(zip(names, rates, strict=True))
 
     @property
     def step(self) -> int:
-        """Updates applied so far."""
-        return max((optimizer.step for optimizer in self._optimizers), default=0)
+        """Updates applied so far; skipped batches are not among them."""
+        return max((o.step for o in self._runner.optimizers), default=0)
+
+    @property
+    def skipped(self) -> int:
+        """Batches skipped because of a NaN, an infinity or an overflow."""
+        return int(self._runner.memory.get("skipped.total", 0))
+
+    @property
+    def loss_scale(self) -> float:
+        """What the next loss is multiplied by."""
+        return float(self._runner.memory.get("scaler.scale", 1.0))
+
+    @property
+    def ema_state(self) -> dict[str, Any]:
+        """The averages, and all that isn't averaged as it is now, by path.
+
+        `evaluate.load_state_dict(train.ema_state)` puts them into an eval graph over a
+        copy of the model, `nnx.clone(model)`.
+
+        Raises:
+            RuntimeError: `config.ema_decay` is not set.
+        """
+        if self.config.ema_decay is None:
+            raise RuntimeError("graph.ema_state needs config.ema_decay = 0.999")
+        runner = self._runner
+        with one_at_a_time:
+            state = states.state_dict(runner.ready(), (), {})
+            averages = {f"ema.{path}": path for path in state}
+            found = {
+                averages[k]: jnp.copy(runner.memory[k])
+                for k in averages.keys() & runner.memory.keys()
+            }
+            return {**state, **found}
+
+    @property
+    def group_stats(self) -> dict[str, dict[str, float]]:
+        """For every group what the last step did; reading it waits for the device.
+
+        `grad_norm` (of the gradient before clipping), `update_norm`, `update_ratio`
+        (the update's norm over that of the parameters: about 1e-3 is usual, 0.1 is too
+        fast, 1e-6 too slow) and `lr`.
+
+        Raises:
+            RuntimeError: `config.group_stats` is not set, or nothing was called yet.
+        """
+        stats = self._runner.report.get("stats")
+        if stats is None:
+            raise RuntimeError(
+                "graph.group_stats needs config.group_stats = True and a call"
+            )
+        names = [
+            n for some in states.group_names(self._runner.optimizers) for n in some
+        ]
+        rows = jax.device_get(stats).tolist()
+        return {
+            name: dict(zip(STATS, row, strict=True))
+            for name, row in zip(names, rows, strict=True)
+        }
 
     @property
     def compiles(self) -> Compiles:
         """Every compilation so far: `count`, `seconds` and `why`."""
-        return self._compiles
+        return self._runner.compiles
 
     def __repr__(self) -> str:
-        if "_optimizers" not in self.__dict__:
+        if "_runner" not in self.__dict__:
             return f"{type(self).__name__} (not initialised)"
         mode = "train" if self.training else "eval"
         lines = [
-            f"{type(self).__name__} ({mode}, step {self.step}; {self.config})",
+            f"{type(self).__name__} ({mode}, step {self.step}; config: {self.config})",
             modules_tree(self._attributes()),
         ]
-        if self._optimizers:
+        optimizers = self._runner.optimizers
+        if optimizers:
             modules = make_plan(self._attributes(), ()).modules
             try:
-                lines.append(groups_table(modules, self._optimizers))
+                lines.append(groups_table(modules, optimizers))
             except ValueError as error:  # printing must not fail: say what a call would
                 lines.append(f"  {error}")
         return "\n".join([*lines, repr(self.compiles)])
 
     def __getattr__(self, name: str) -> Any:
-        start = "" if "_optimizers" in self.__dict__ else ": call super().__init__()"
+        start = "" if "_runner" in self.__dict__ else ": call super().__init__()"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{start}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_optimizers" not in self.__dict__:
+        if "_runner" not in self.__dict__:
             raise AttributeError(
                 f"self.{name} is set before the graph is initialised: call "
                 "super().__init__() first"
@@ -359,49 +428,21 @@ class Graph:
                 f"self.{name} = optimizer would train nothing: "
                 "self.add_optimizer(optimizer)"
             )
-        if name == "config" or hasattr(Graph, name):
+        if hasattr(Graph, name):
             raise AttributeError(f"{name} is Graph's own: call the attribute otherwise")
-        if self._losses is not None or self._compiles.count:
+        if self._losses is not None or self._runner.compiles.count:
             where = "inside build()" if self._losses is not None else "after a call"
             raise AttributeError(
                 f"self.{name} is set {where}, where it has no effect on the compiled "
                 "step: set it in __init__, or pass it to build() and return it"
             )
-        self.__dict__.update({name: value, "_plan": None})
+        self.__dict__[name] = value
+        self._runner.plan = None
 
-    # --- how a call works ---
+    # --- what the runner asks for ---
 
     def _attributes(self) -> dict[str, Any]:
-        own_names = {"config", *Graph.__annotations__}
-        return {k: v for k, v in self.__dict__.items() if k not in own_names}
-
-    def _ready(self) -> Plan:
-        """The plan of this step: the last one, unless a group's structure changed."""
-        plan = self._plan
-        if plan is None:
-            return self._replan("first call")
-        check_unchanged(plan)
-        versions = [optimizer.version for optimizer in self._optimizers]
-        if versions != self._versions:
-            if plan.specs != [optimizer.specs for optimizer in self._optimizers]:
-                return self._replan("the structure of a group changed")
-            self.__dict__["_versions"] = versions
-        for optimizer, layout in zip(self._optimizers, plan.layouts, strict=True):
-            if optimizer.layout is not layout:
-                return self._replan("another graph used the optimizer")
-        return plan
-
-    def _replan(self, why: str) -> Plan:
-        """Make a plan; programs stay if it asks for the same step as the last one."""
-        plan = make_plan(self._attributes(), self._optimizers)
-        same = self._plan is not None and plan.asks_same_step(self._plan)
-        self.__dict__.update(
-            _plan=plan,
-            _versions=[optimizer.version for optimizer in self._optimizers],
-            _programs=self._programs if same else {},
-            _why=why,
-        )
-        return plan
+        return {k: v for k, v in self.__dict__.items() if k not in _OWN}
 
     def _bind(self, attributes: dict[str, Any], losses: list[jax.Array]) -> Any:
         """`build` of a copy of this graph that holds `attributes`."""
@@ -409,77 +450,17 @@ class Graph:
         bound.__dict__.update(attributes, _losses=losses, _trace=TraceState())
         return bound.build
 
-    def _step(self, plan: Plan, signature: Signature) -> Any:
-        return make_step(
-            plan,
-            self._bind,
-            signature,
-            training=self.training,
-            clip_grad_norm=self.config.clip_grad_norm,
-        )
 
-    def _compile(self, plan: Plan, signature: Signature, batch: list[Any]) -> Program:
-        """Compile the step for a new signature, and say why."""
-        why = self._why
-        if self._programs:
-            last = list(self._programs)[-1]
-            arguments.check_against(signature, last, self.build)
-            why = signature.difference(last, self.build)
-        step, found = self._step(plan, signature)
-        name = type(self).__name__
-        try:
-            program, tracing, compiling = compile_step(
-                step,
-                found,
-                self._state(plan),
-                self._inputs(plan, batch),
-                plan=plan,
-                donate=bool(self._optimizers) and self.config.donate,
-            )
-        except Exception as error:
-            given = signature.describe(self.build).items()
-            listed = ", ".join(f"{key}: {kind}" for key, kind in given)
-            error.add_note(
-                f"while tracing {name}.build with {listed or 'no arguments'}"
-            )
-            raise
-        self.config.fix()
-        self._compiles.records.append(Compile(why, tracing, compiling))
-        self._programs[signature] = program
-        _log.info("compiled %s in %.1f s: %s", name, tracing + compiling, why)
-        return program
-
-    def _state(self, plan: Plan) -> State:
-        slots = [own(list(optimizer.slots)) for optimizer in self._optimizers]
-        steps = own([optimizer.counter for optimizer in self._optimizers])
-        return State(own(read(plan.trained)), slots, steps)
-
-    def _donated(self, plan: Plan) -> list[jax.Array]:
-        slots = [array for optimizer in self._optimizers for array in optimizer.slots]
-        steps = [optimizer.counter for optimizer in self._optimizers]
-        return [*read(plan.trained), *slots, *steps]
-
-    def _inputs(self, plan: Plan, batch: list[Any]) -> Inputs:
-        numbers = [optimizer.numbers for optimizer in self._optimizers]
-        return Inputs(read(plan.extras), numbers, batch)
-
-    def _run(
-        self,
-        plan: Plan,
-        run: Callable[[State, Inputs], Results],
-        found: Findings,
-        batch: list[Any],
-    ) -> Any:
-        """Run a step and write what it gives back: everything or, on error, nothing."""
-        inputs = self._inputs(plan, batch)
-        with Undisturbed():
-            try:
-                outputs, extras, state = run(self._state(plan), inputs)
-            except Exception as error:
-                check_not_lost(self._donated(plan), error)
-                raise
-            write([plan.extras[i] for i in found.changed], extras)
-            write(plan.trained, state.trained)
-            for k, optimizer in enumerate(self._optimizers):
-                optimizer.advance(state.slots[k], state.steps[k])
-        return found.outputs.fill(outputs)
+def _stacked(build: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments of `scan` with the leading axis, however the batches were given."""
+    if kwargs or len(args) != 1 or not isinstance(args[0], list | tuple):
+        return args, kwargs
+    (batches,) = args
+    if isinstance(batches, list):
+        batches = [b if isinstance(b, tuple) else (b,) for b in batches]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches), kwargs
+    try:
+        inspect.signature(build).bind(*args)
+    except TypeError:
+        return batches, kwargs
+    return args, kwargs

@@ -1,256 +1,41 @@
 """Parameter groups: which parameter belongs to which group, asked in one place.
 
-A *selector* says which parameters a group holds. `Selector` understands every kind
-(module, Variable, glob, regex, nnx filter, predicate, `...`), `ParamGroup` pairs a
-selector with its numbers, and `label_params` puts every parameter into exactly one
-group or says, by path and with the line to type, why it can't.
+`ParamGroup` pairs a selector with its numbers, and `label_params` puts every parameter
+into exactly one group or says, by path and with the line to type, why it can't.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from flax import nnx
-
-PathParts = tuple[str | int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Param:
-    """A parameter as selectors see it.
-
-    Attributes:
-        path: Dotted path with the graph's attribute in front,
-            `model.features.0.kernel`.
-        inner: The same path as a tuple, inside the module that the graph holds,
-            `("features", 0, "kernel")`: what nnx filters and predicates are given.
-        value: The `nnx.Variable`, or the array of a plain pytree.
-    """
-
-    path: str
-    inner: PathParts
-    value: Any
-
-    @property
-    def name(self) -> str:
-        """Dotted path inside the module, `features.0.kernel`."""
-        return dotted(self.inner)
-
-
-def dotted(parts: Iterable[Any]) -> str:
-    """Join path parts with dots.
-
-    Example:
-        >>> dotted(("features", 0, "kernel"))
-        'features.0.kernel'
-    """
-    return ".".join(map(str, parts))
-
-
-def listing(paths: Iterable[str], limit: int = 5) -> str:
-    """At most `limit` paths, then how many more.
-
-    Example:
-        >>> listing(["a", "b", "c"], limit=2)
-        'a, b and 1 more'
-    """
-    paths = list(paths)
-    rest = f" and {len(paths) - limit} more" if len(paths) > limit else ""
-    return ", ".join(paths[:limit]) + rest
-
-
-def unknown_key(key: str, known: Iterable[str], what: str) -> str:
-    """Message for a misspelt key: the key, the nearest known one, all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{what} has no {key!r}: {hint}It takes {', '.join(known)}."
-
-
-# --- selectors ------------------------------------------------------------------------
-
-Matcher = Callable[[Param], bool]
-
-
-class Selector:
-    """A test "is this parameter mine?", made once from whatever the user wrote.
-
-    Iterables are consumed once and kept, so a generator may be given.
-
-    Attributes:
-        rest: True for `...`: every parameter that no other group names.
-        may_be_empty: True where matching nothing is only worth a warning.
-
-    Raises:
-        TypeError: `params` is nothing that can select parameters.
-        ValueError: `params` is an exhausted iterator.
-
-    Example:
-        >>> from flax import nnx
-        >>> layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-        >>> params = [Param("model.bias", ("bias",), layer.bias)]
-        >>> [p.path for p in params if Selector("*.bias")(p)]
-        ['model.bias']
-        >>> Selector(layer)
-        Selector(Linear)
-    """
-
-    def __init__(self, params: Any):
-        """Understand `params`; see the class."""
-        self.rest = params is ...
-        self.may_be_empty = False
-        self.variables: dict[int, tuple[str, Any]] = {}  # id -> (path, Variable)
-        self._matchers: list[Matcher] = []
-        self._text = _describe(params)
-        self._add(params, "")
-        if self.variables:
-            self._matchers.append(lambda param: id(param.value) in self.variables)
-
-    def __call__(self, param: Param) -> bool:
-        """Whether `param` is selected (`...` selects nothing by itself)."""
-        return any(matches(param) for matches in self._matchers)
-
-    def __repr__(self) -> str:
-        return f"Selector({self._text})"
-
-    def __str__(self) -> str:
-        return self._text
-
-    def _add(self, params: Any, prefix: str) -> None:
-        if params is ...:
-            return
-        if isinstance(params, str):
-            self._matchers.append(_glob(params))
-        elif isinstance(params, re.Pattern):
-            self._matchers.append(
-                lambda p: bool(params.search(p.name) or params.search(p.path))
-            )
-        elif isinstance(params, nnx.Variable):
-            if id(params) in self.variables:
-                warnings.warn(
-                    f"a parameter group names {prefix or 'a parameter'} twice; "
-                    "it is updated once",
-                    stacklevel=2,
-                )
-            self.variables[id(params)] = (prefix, params)
-        elif isinstance(params, nnx.Module | nnx.State):
-            self._add_module(params, prefix)
-        elif isinstance(params, set | frozenset):
-            raise TypeError(
-                "params is a set, whose order changes between runs: "
-                "give a list, {'params': [...]}"
-            )
-        elif isinstance(params, jax.Array | np.ndarray):
-            raise TypeError(
-                f"params is an array of shape {params.shape}, which does not say which "
-                "parameter it belongs to: give the nnx.Variable or the module that "
-                "holds it, {'params': model.head}"
-            )
-        elif _is_filter(params):
-            self._matchers.append(_filter(params))
-        elif isinstance(params, Iterable) and not isinstance(params, Mapping | bytes):
-            self._add_all(params, prefix)
-        else:
-            raise TypeError(
-                f"params is {params!r} ({type(params).__name__}), which selects no "
-                "parameters: give a module, a Variable, a list of them, a glob such as "
-                "'**.bias', a compiled regex, an nnx filter, a function "
-                "(path, value) -> bool, or ..."
-            )
-
-    def _add_module(self, module: nnx.Module | nnx.State, prefix: str) -> None:
-        state = module if isinstance(module, nnx.State) else nnx.state(module)
-        found = [
-            (path, variable)
-            for path, variable in nnx.to_flat_state(state)
-            if isinstance(variable, nnx.Param)
-        ]
-        self.may_be_empty |= not found
-        for path, variable in found:
-            self.variables[id(variable)] = (
-                dotted((*filter(None, [prefix]), *path)),
-                variable,
-            )
-
-    def _add_all(self, items: Iterable[Any], prefix: str) -> None:
-        one_shot = isinstance(items, Iterator)
-        items = list(items)
-        if not items and one_shot:
-            raise ValueError(
-                "params is an iterator that is already exhausted, so its group would "
-                "train nothing: give a list, {'params': list(...)}, made before "
-                "anything reads the iterator"
-            )
-        self.may_be_empty |= not items
-        for i, item in enumerate(items):
-            if isinstance(item, Mapping):
-                raise TypeError(
-                    f"params[{i}] is a dict among parameters: groups go into a list of "
-                    "their own, [{'params': ...}, {'params': ...}]"
-                )
-            if item is ...:
-                raise TypeError("... stands alone: {'params': ...}")
-            self._add(item, dotted((*filter(None, [prefix]), i)))
-
-
-def _glob(pattern: str) -> Matcher:
-    """Glob over dotted names: `*` stays within a name, `**` crosses dots."""
-    if not pattern:
-        raise ValueError("params is the empty string; '**' selects every parameter")
-    pieces = re.split(r"(\*\*|\*|\?)", pattern)
-    regex = "".join(
-        {"**": ".*", "*": "[^.]*", "?": "[^.]"}.get(piece, re.escape(piece))
-        for piece in pieces
-    )
-    fullmatch = re.compile(regex).fullmatch
-    return lambda param: bool(fullmatch(param.name) or fullmatch(param.path))
-
-
-def _is_filter(params: Any) -> bool:
-    return callable(params) and not isinstance(params, nnx.Module)
-
-
-def _filter(params: Any) -> Matcher:
-    """An nnx filter, or a function `(path, value) -> bool` with the path as a tuple."""
-    predicate = nnx.filterlib.to_predicate(params)
-
-    def matches(param: Param) -> bool:
-        try:
-            return bool(predicate(param.inner, param.value))
-        except Exception as error:
-            error.add_note(
-                f"in the selector {_describe(params)}, called as (path, value) with "
-                f"path={param.inner!r}; '.'.join(map(str, path)) is {param.name!r}"
-            )
-            raise
-
-    return matches
-
-
-def _describe(params: Any) -> str:
-    if params is ...:
-        return "..."
-    if isinstance(params, str):
-        return repr(params)
-    if isinstance(params, re.Pattern):
-        return f"re.compile({params.pattern!r})"
-    if isinstance(params, list | tuple):
-        return f"[{listing(map(_describe, params), 3)}]"
-    if isinstance(params, type) or hasattr(params, "__name__"):
-        return params.__name__
-    return type(params).__name__
-
-
-# --- groups ---------------------------------------------------------------------------
+from graphlr.selectors import Param as Param
+from graphlr.selectors import Place as Place
+from graphlr.selectors import Selector as Selector
+from graphlr.selectors import dotted as dotted
+from graphlr.selectors import listing as listing
+from graphlr.selectors import select_modules as select_modules
+from graphlr.selectors import unknown_key as unknown_key
 
 Check = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def _select(params: Any, name: str) -> Selector:
+    """The selector of the group `name`, which messages then name."""
+    try:
+        selector = Selector(params)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"in group {name!r}")
+        raise
+    if selector.twice:
+        warnings.warn(
+            f"group {name!r} has a parameter twice: {listing(selector.twice)}. It is "
+            "updated once: leave the second out",
+            stacklevel=2,
+        )
+    return selector
 
 
 class ParamGroup(Mapping[str, Any]):
@@ -279,7 +64,7 @@ class ParamGroup(Mapping[str, Any]):
         self.on_change: Callable[[], None] = lambda: None
         self._check = check
         self._values = check(values)
-        self.selector = Selector(self._values["params"])
+        self.selector = _select(self._values["params"], self.name)
         self._values["params"] = self.selector
 
     @property
@@ -304,7 +89,7 @@ class ParamGroup(Mapping[str, Any]):
                 raise KeyError(f"group {self.name!r}: {key!r} is fixed once made")
         checked = self._check({**self._values, **values})
         if "params" in values:
-            self.selector = Selector(values["params"])
+            self.selector = _select(values["params"], self.name)
             checked["params"] = self.selector
         self._values = checked
         self.on_change()
@@ -481,15 +266,15 @@ def _check_matched(
         if group.selector.may_be_empty or group.selector.rest:
             warnings.warn(
                 f"group {group.name!r} ({group.selector}) holds no parameters; "
-                "nothing of it trains",
+                "nothing of it trains: leave the group out",
                 stacklevel=2,
             )
             continue
         paths = [param.path for param in params]
         text = str(group.selector).strip("'")
         near = difflib.get_close_matches(text, paths, n=3, cutoff=0.0)
-        deeper = _glob(text.rstrip(".*") + ".**") if text.strip(".*") else None
-        hint = f"{text.rstrip('.*')}.**" if deeper and any(map(deeper, params)) else ""
+        deeper = f"{text.rstrip('.*')}.**" if text.strip(".*") else ""
+        hint = deeper if deeper and any(map(Selector(deeper), params)) else ""
         raise ValueError(
             f"group {group.name!r}: {group.selector} matches no parameter. "
             + (f"For everything under it write {hint!r}. " if hint else "")

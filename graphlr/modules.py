@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from graphlr.groups import Param, dotted
+from graphlr.groups import Param, Place, dotted
 
 # A Variable keeps its array in a slot; its descriptor reads and writes in 50 ns what
 # the public methods, which also run hooks, do in 300.
@@ -27,6 +27,7 @@ _get = getattr(_RAW, "__get__", nnx.Variable.get_raw_value)
 _set = getattr(_RAW, "__set__", nnx.Variable.set_raw_value)
 
 Variables = Sequence[nnx.Variable]
+Edit = tuple[Place, Callable[[Any], None]]  # what to do with the copy of a module
 
 
 def read(variables: Variables) -> list[jax.Array]:
@@ -132,16 +133,24 @@ class Modules:
         ]
         self._watch()
 
+    def nodes(self) -> dict[Place, Param]:
+        """Every module by its place, as selectors see it."""
+        found: Any = nnx.iter_graph(self._roots)
+        return {
+            place: Param(self._name(place), place[1:], node)
+            for place, node in found
+            if isinstance(node, nnx.Module)
+        }
+
     def merge(
-        self, arrays: Mapping[int, Any], training: bool, still: Iterable[Any] = ()
+        self, arrays: Mapping[int, Any], training: bool, edits: Iterable[Edit] = ()
     ) -> dict[str, Any]:
         """The attributes again, with fresh copies of the modules that hold `arrays`.
 
         Args:
             arrays: `{id of the Variable: array or tracer}`.
             training: Whether modules are put in train or in eval mode.
-            still: Places of normalisations that use their statistics as they are,
-                from `frozen_norms`.
+            edits: What to do with the copies of which modules, in order.
         """
         state = nnx.from_flat_state(
             [
@@ -153,10 +162,10 @@ class Modules:
         for root in roots:
             if isinstance(root, nnx.Module):
                 root.train() if training else root.eval()
-        places = set(still)
-        for path, node in nnx.iter_graph(roots) if places else ():
-            if path in places:
-                node.use_running_average = True
+        edits = list(edits)
+        places = dict(nnx.iter_graph(roots)) if edits else {}
+        for place, edit in edits:
+            edit(places[place])
         fresh = iter(roots)
         return {
             name: _replace(value, fresh) for name, value in self._attributes.items()
@@ -175,15 +184,15 @@ class Modules:
             id(ours): _get(held[path]) for path, ours in self._flat if _is_tracked(ours)
         }
 
-    def frozen_norms(self, frozen: set[int]) -> list[Any]:
-        """Places of the normalisations whose parameters are all frozen, for `merge`.
+    def frozen_norms(self, frozen: set[int]) -> list[Edit]:
+        """Edits that make normalisations keep their statistics: those all frozen.
 
         One without parameters goes with the module around it.
 
         Args:
             frozen: Ids of the frozen Variables.
         """
-        places, around = [], dict(nnx.iter_graph(self._roots))
+        places, around = list[Edit](), dict(nnx.iter_graph(self._roots))
         for path, node in around.items():
             if not hasattr(node, "use_running_average"):
                 continue
@@ -194,7 +203,7 @@ class Modules:
                 if inside:
                     break
             if inside and inside <= frozen:
-                places.append(path)
+                places.append((path, _use_running_average))
         return places
 
     def replaced(self) -> str | None:
@@ -243,6 +252,10 @@ class Modules:
             return changed[0]
         self._watch()  # an attribute that holds no Variable came or went
         return None
+
+
+def _use_running_average(norm: Any) -> None:
+    norm.use_running_average = True
 
 
 def _is_tracked(leaf: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from graphlr.groups import label_params
-from graphlr.modules import Modules, read
+from graphlr.modules import Edit, Modules, read
 from graphlr.optim.compiled import GroupSpec, transform, unpack
 from graphlr.optim.optimizer import Optimizer
 from graphlr.optim.slots import Layout, layout_of
@@ -29,7 +29,7 @@ class Plan:
         labels: For each optimizer `{path: group}` of what it trains.
         specs: For each optimizer the constants of its groups.
         layouts: For each optimizer where its slots belong.
-        still: Places of the normalisations that keep their statistics.
+        still: Makes the normalisations of frozen modules keep their statistics.
     """
 
     modules: Modules
@@ -39,7 +39,7 @@ class Plan:
     labels: list[dict[str, str]]
     specs: list[tuple[GroupSpec, ...]]
     layouts: list[Layout]
-    still: list[Any]
+    still: list[Edit]
 
     def asks_same_step(self, other: Plan) -> bool:
         """Whether programs compiled for `other` are right for this plan."""

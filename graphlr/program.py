@@ -15,7 +15,8 @@ import jax
 from graphlr.groups import listing
 from graphlr.plan import Plan
 from graphlr.signature import Constant, Signature, check_range, index_limits
-from graphlr.step import Findings, Inputs, Results, State
+from graphlr.step import Findings, Inputs, Results
+from graphlr.update import State
 
 Step = Callable[[State, Inputs], Results]
 
@@ -120,6 +121,26 @@ def compile_step(
     run = lowered.compile()
     end = time.perf_counter()
     return Program(run, found, limits), middle - start, end - middle
+
+
+def cost_of(program: Program) -> dict[str, float]:
+    """FLOPs, bytes and memory of a compiled step, what of them the platform tells."""
+    compiled: Any = program.run
+    counted = compiled.cost_analysis() or {}
+    found = {"flops": counted.get("flops"), "bytes": counted.get("bytes accessed")}
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        arguments, outputs, temporary, shared = (
+            getattr(memory, f"{kind}_size_in_bytes")
+            for kind in ("argument", "output", "temp", "alias")
+        )
+        found |= {
+            "peak_memory": arguments + outputs - shared + temporary,
+            "temporary_memory": temporary,
+            "argument_memory": arguments,
+            "output_memory": outputs,
+        }
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _check_constants(

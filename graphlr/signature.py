@@ -18,7 +18,15 @@ import numpy as np
 
 Build = Callable[..., Any]
 
-_ARRAYS = (jax.Array, np.ndarray, np.generic, int, float, complex)
+_ARRAYS = (
+    jax.Array,
+    jax.ShapeDtypeStruct,
+    np.ndarray,
+    np.generic,
+    int,
+    float,
+    complex,
+)
 _OBJECT = np.dtype(object)
 _CONSTANTS = (str, bytes, bool, enum.Enum, type, np.dtype)
 
@@ -89,6 +97,54 @@ class Signature(NamedTuple):
         """
         kinds = (_short(kind) for kind in self.kinds)
         return dict(zip(self.names(build), kinds, strict=True))
+
+    def check_parts(self, parts: int, build: Build) -> None:
+        """Refuse arrays that can't be divided into so many parts, all alike.
+
+        Raises:
+            ValueError: Names the argument.
+        """
+        if parts == 1:
+            return
+        sizes = self._leading(build)
+        for name, size in sizes.items():
+            if size % parts:
+                raise ValueError(
+                    f"argument {name} has {size} entries, which don't divide into "
+                    f"config.gradient_accumulation_steps = {parts} parts: give a batch "
+                    f"of {size - size % parts} or {size - size % parts + parts}"
+                )
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                "arguments to be divided into parts have different sizes, "
+                f"{sizes}: hold what isn't a batch as an attribute of the graph"
+            )
+
+    def of_one_step(self, build: Build) -> tuple[Signature, int]:
+        """The signature without the leading axis, and the size of that axis.
+
+        Raises:
+            ValueError: The arrays don't have one, or not of one size.
+        """
+        sizes = self._leading(build)
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise ValueError(
+                "graph.scan takes arrays with a leading axis, the same for all: one "
+                f"entry a step; here it is {sizes or 'missing'}"
+            )
+        kinds = [
+            kind if isinstance(kind, Constant) else kind.update(shape=kind.shape[1:])
+            for kind in self.kinds
+        ]
+        return self._replace(kinds=tuple(kinds)), next(iter(sizes.values()))
+
+    def _leading(self, build: Build) -> dict[str, int]:
+        """The first axis of every array that has one."""
+        return {
+            name: kind.shape[0]
+            for name, kind in zip(self.names(build), self.kinds, strict=True)
+            if not isinstance(kind, Constant) and kind.shape
+        }
 
     def difference(self, other: Signature, build: Build) -> str:
         """What of `self` differs from `other`, `image float32[5,3], was ...[8,3]`."""

@@ -8,17 +8,39 @@ parameter (`slots.model.head.kernel.exp_avg`), the groups' numbers and flags
 from __future__ import annotations
 
 import contextlib
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from graphlr.groups import ParamGroup, listing
+from graphlr.memory import Memory
 from graphlr.modules import read, write
+from graphlr.optim.compiled import is_live
 from graphlr.optim.optimizer import Optimizer
 from graphlr.plan import Plan
+
+
+class StateError(ValueError, RuntimeError):
+    """A state doesn't fit the graph; PyTorch's modules raise a RuntimeError then."""
+
+
+class Loaded(NamedTuple):
+    """What a load left out, by key.
+
+    Attributes:
+        missing: Entries of the graph that the state doesn't have.
+        unexpected: Entries of the state that the graph doesn't have.
+        memory: The step's memory as the state has it.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    memory: Memory
 
 
 def group_names(optimizers: Sequence[Optimizer]) -> list[list[str]]:
@@ -39,17 +61,20 @@ def group_names(optimizers: Sequence[Optimizer]) -> list[list[str]]:
     ]
 
 
-def state_dict(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+def state_dict(
+    plan: Plan, optimizers: Sequence[Optimizer], memory: Memory
+) -> dict[str, Any]:
     """Everything that training changes; arrays that no later step touches."""
     modules = plan.modules
     arrays = zip(modules.paths, read(modules.variables), strict=True)
     state: dict[str, Any] = {path: _plain(array) for path, array in arrays}
-    for optimizer, layout in zip(optimizers, plan.layouts, strict=True):
+    for optimizer, layout in zip(optimizers, plan.layouts, strict=False):
         named = layout.named(optimizer.slots)
         state |= {f"slots.{key}": array for key, array in named.items()}
     state |= {key: group[field] for key, group, field in _fields(optimizers)}
+    state |= _members(plan, optimizers)
     counts = [optimizer.step for optimizer in optimizers]
-    return {**state, **dict(zip(_steps(optimizers), counts, strict=True))}
+    return {**state, **memory, **dict(zip(_steps(optimizers), counts, strict=True))}
 
 
 @contextlib.contextmanager
@@ -77,11 +102,13 @@ def load_arrays(
     state: Mapping[str, Any],
     plan: Plan,
     optimizers: Sequence[Optimizer],
+    memory: Memory,
     *,
     strict: bool,
-) -> None:
+) -> Loaded:
     """Take Variables, slots and step counts over: all of them or, on an error, none."""
-    _check(state, _expected(plan, optimizers), strict)
+    expected = {**_expected(plan, optimizers), **memory}
+    missing, unexpected = _check(state, expected, strict)
     slots = {key[6:]: x for key, x in state.items() if key.startswith("slots.")}
     flat = [
         layout.flat(slots, None if strict else optimizer.slots)
@@ -96,6 +123,8 @@ def load_arrays(
     ):
         optimizer.slots = arrays
         optimizer.step = int(state.get(key, optimizer.step))
+    memory = {key: jnp.array(state.get(key, x), x.dtype) for key, x in memory.items()}
+    return Loaded(missing, unexpected, memory)
 
 
 def _loaded(state: Mapping[str, Any], prefix: str, group: ParamGroup) -> dict[str, Any]:
@@ -103,9 +132,9 @@ def _loaded(state: Mapping[str, Any], prefix: str, group: ParamGroup) -> dict[st
     fields = {}
     for field, now in group.items():
         key = prefix + field
-        if key in state and (now is None or isinstance(now, bool | float | tuple)):
+        if key in state and (now is None or isinstance(now, bool) or is_live(now)):
             if now is not None and _type(state[key]) != _type(now):
-                raise ValueError(
+                raise StateError(
                     f"the state doesn't fit the graph: {key} is {_type(state[key])}, "
                     f"and the graph has {_type(now)}"
                 )
@@ -133,6 +162,7 @@ def _expected(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     for layout in plan.layouts:
         expected |= {f"slots.{key}": kind for key, kind in layout.keys().items()}
     expected |= {key: group[field] for key, group, field in _fields(optimizers)}
+    expected |= _members(plan, optimizers)
     return {**expected, **dict.fromkeys(_steps(optimizers), 0)}
 
 
@@ -143,8 +173,23 @@ def _fields(
     for names, optimizer in zip(group_names(optimizers), optimizers, strict=True):
         for name, group in zip(names, optimizer.param_groups, strict=True):
             for field, value in group.items():
-                if isinstance(value, bool | float | tuple):
+                if isinstance(value, bool) or is_live(value):
                     yield f"groups.{name}.{field}", group, field
+
+
+def _members(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, int]:
+    """A checksum of the paths in each group that was given no name.
+
+    `group0` of a program whose groups are in another order is another group.
+    """
+    checks = {}
+    for names, optimizer in zip(group_names(optimizers), optimizers, strict=True):
+        for name, group in zip(names, optimizer.param_groups, strict=True):
+            if re.fullmatch(r"group\d+", group.name):
+                held = sorted(p.path for p in plan.modules.params if group.selector(p))
+                paths = ["..."] if group.selector.rest else held
+                checks[f"groups.{name}.members"] = zlib.crc32("\n".join(paths).encode())
+    return checks
 
 
 def _plain(array: Any) -> Any:
@@ -161,12 +206,15 @@ def _like(value: Any, old: Any) -> jax.Array:
     return jnp.array(value, old.dtype)
 
 
-def _check(state: Mapping[str, Any], expected: Mapping[str, Any], strict: bool) -> None:
-    faults = []
+def _check(
+    state: Mapping[str, Any], expected: Mapping[str, Any], strict: bool
+) -> tuple[list[str], list[str]]:
+    """Keys that are missing and unexpected; an error if strict or of other shapes."""
+    faults, remedy = [], "strict=False takes what fits by name"
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     if "step" not in expected and "step.0" not in expected:  # nothing trains here
-        idle = ("slots.", "groups.", "step")
+        idle = ("slots.", "groups.", "step", "ema.", "scaler.", "skipped.")
         unexpected = [key for key in unexpected if not key.startswith(idle)]
     if strict and missing:
         faults.append(f"missing: {listing(missing)}")
@@ -177,9 +225,21 @@ def _check(state: Mapping[str, Any], expected: Mapping[str, Any], strict: bool) 
             want := _type(expected[key])
         ):
             faults.append(f"{key} is {now}, and the graph has {want}")
+            place = key.removeprefix("slots.").rpartition(".")[0]
+            remedy = (
+                "without it: load_state_dict({k: v for k, v in state.items() if "
+                f"{place!r} not in k}}, strict=False)"
+            )
+    for key in expected if strict and not faults else ():
+        if key.endswith(".members") and int(state[key]) != expected[key]:
+            name = key.split(".")[-2]
+            faults.append(f"{name!r} held other parameters when the state was saved")
+            remedy = "groups are matched by name: name them, {'name': 'head'}"
     if faults:
-        hint = " (strict=False takes what fits by name)" if strict else ""
-        raise ValueError(f"the state doesn't fit the graph{hint}: {'; '.join(faults)}")
+        raise StateError(
+            f"the state doesn't fit the graph ({remedy}): {'; '.join(faults)}"
+        )
+    return missing, unexpected
 
 
 def _type(value: Any) -> str:

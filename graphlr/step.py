@@ -1,4 +1,4 @@
-"""One step as a pure function of flat lists: build, gradients, clip, update.
+"""One step as a pure function of flat lists: build, gradients, update.
 
 This is what gets compiled. It knows nothing of time, disk or screens, and what it finds
 out while it is traced, beside its values, goes into `Findings`.
@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from graphlr.groups import listing
-from graphlr.optim.compiled import transform, unpack
-from graphlr.optim.slots import Layout
-from graphlr.optim.transforms import clip_by_norm
+from graphlr import calls, precision
+from graphlr.config import Config
+from graphlr.groups import listing, select_modules
+from graphlr.modules import Edit
 from graphlr.plan import Plan
+from graphlr.precision import Scaler
 from graphlr.signature import Constant, Signature, registered
+from graphlr.update import Report, State, update
 
 Arrays = list[jax.Array]
 # build bound to attributes that hold tracers: (attributes, losses) -> build
@@ -30,20 +31,6 @@ Bind = Callable[[dict[str, Any], list[jax.Array]], Callable[..., Any]]
 
 
 _CONSTANTS = (str, bytes, bool, int, float, complex, enum.Enum)
-
-
-class State(NamedTuple):
-    """What a training step replaces.
-
-    Attributes:
-        trained: The trained parameters.
-        slots: Optimizer state, a list for each optimizer.
-        steps: Updates already applied, int32[] for each optimizer.
-    """
-
-    trained: Arrays
-    slots: list[Arrays]
-    steps: Arrays
 
 
 class Inputs(NamedTuple):
@@ -67,11 +54,13 @@ class Results(NamedTuple):
         outputs: The arrays among what `build` returned.
         extras: The extras that `build` changed.
         state: The new state.
+        report: What was asked to be seen of the update.
     """
 
     outputs: Arrays
     extras: Arrays
     state: State
+    report: Report
 
 
 @dataclasses.dataclass
@@ -89,13 +78,30 @@ class Findings:
     unused: set[str] = dataclasses.field(default_factory=set)
 
 
+class _Pass(NamedTuple):
+    """What one run of `build` leaves.
+
+    Attributes:
+        trained: The trained parameters, which `build` may assign to.
+        extras: All extras.
+        outputs: The arrays among what it returned.
+        loss: The sum of the losses, or None in a graph without optimizer.
+    """
+
+    trained: Arrays
+    extras: Arrays
+    outputs: Arrays
+    loss: jax.Array | None
+
+
 def make_step(
     plan: Plan,
     bind: Bind,
     signature: Signature,
     *,
     training: bool,
-    clip_grad_norm: float | None,
+    config: Config,
+    scaler: Scaler | None = None,
 ) -> tuple[Callable[[State, Inputs], Results], Findings]:
     """The step for one signature, and what tracing it will find out.
 
@@ -104,89 +110,128 @@ def make_step(
         bind: Makes `build` see given attributes and losses.
         signature: Of the arguments.
         training: Mode of the modules.
-        clip_grad_norm: Norm to clip all gradients to, together, or None.
+        config: Options.
+        scaler: Scales the loss, or None.
     """
     found = Findings()
+    edits = [*plan.still, *_edits(plan, config)]
 
-    def forward(trained: Arrays, inputs: Inputs) -> tuple[Any, Any]:
+    def forward(trained: Arrays, extras: Arrays, batch: Sequence[Any]) -> _Pass:
         arrays = dict(zip(map(id, plan.trained), trained, strict=True))
-        arrays |= zip(map(id, plan.extras), inputs.extras, strict=True)
-        attributes = plan.modules.merge(arrays, training, plan.still)
+        arrays |= zip(map(id, plan.extras), extras, strict=True)
+        attributes = plan.modules.merge(arrays, training, edits)
+        held = plan.modules.now(attributes) if config.amp else arrays
         losses: list[jax.Array] = []
-        args, kwargs = signature.fill(inputs.batch)
+        args, kwargs = signature.fill(batch)
         result = bind(attributes, losses)(*args, **kwargs)
         outputs, found.outputs = _split(result)
         after = plan.modules.now(attributes)
-        extras = _changed_extras(plan, found, arrays, after)
-        assigned = [after[id(variable)] for variable in plan.trained]
-        return _total(losses, plan), (outputs, extras, assigned)
+        ids = [id(variable) for variable in plan.extras]
+        found.changed = [i for i, v in enumerate(ids) if after[v] is not held[v]]
+        return _Pass(
+            [_assigned(arrays[v], held[v], after[v]) for v in map(id, plan.trained)],
+            [_assigned(arrays[v], held[v], after[v]) for v in ids],
+            outputs,
+            _total(losses, plan),
+        )
+
+    def one_part(
+        trained: Arrays, extras: Arrays, batch: Sequence[Any], scale: Any
+    ) -> tuple[Arrays, _Pass]:
+        def loss(trained: Arrays) -> tuple[Any, _Pass]:
+            done = forward(_noting_use(trained, plan.names, found), extras, batch)
+            assert done.loss is not None
+            return done.loss if scale is None else done.loss * scale, done
+
+        return jax.grad(loss, has_aux=True)(trained)
 
     def step(state: State, inputs: Inputs) -> Results:
         if not plan.layouts:
-            _, (outputs, extras, _) = forward(state.trained, inputs)
-            return Results(outputs, extras, state)
-
-        def loss(trained: Arrays) -> tuple[jax.Array, Any]:
-            return forward(_noting_use(trained, plan.names, found), inputs)
-
+            done = forward(state.trained, inputs.extras, inputs.batch)
+            changed = [done.extras[i] for i in found.changed]
+            return Results(done.outputs, changed, state, {})
         found.unused = set(plan.names)
-        grads: Any
-        grads, aux = jax.grad(loss, has_aux=True)(state.trained)
-        outputs, extras, trained = aux  # build may assign, and nnx.remat always does
-        state = state._replace(trained=trained)
+        parts = config.gradient_accumulation_steps
+        scale = state.memory.get("scaler.scale")
+        if parts == 1:
+            grads, done = one_part(state.trained, inputs.extras, inputs.batch, scale)
+        else:
+            grads, done = _accumulated(one_part, parts, state.trained, inputs, scale)
         _warn_unused(found.unused, plan)
-        if clip_grad_norm is not None:
-            grads, _ = clip_by_norm(clip_grad_norm).update(grads, optax.EmptyState())
-        return Results(outputs, extras, _update(plan, state, inputs, grads, found))
+        before = [inputs.extras[i] for i in found.changed]
+        after = [done.extras[i] for i in found.changed]
+        new, extras, report = update(
+            plan,
+            state._replace(trained=done.trained),
+            inputs.numbers,
+            grads,
+            unused=found.unused,
+            config=config,
+            scaler=scaler,
+            before=(state.trained, before),
+            extras=after,
+            loss=done.loss,
+        )
+        return Results(done.outputs, extras, new, report)
 
     return step, found
 
 
-def _update(
-    plan: Plan, state: State, inputs: Inputs, grads: Arrays, found: Findings
-) -> State:
-    """Every optimizer's update of the parameters it trains."""
-    params = dict(zip(plan.names, state.trained, strict=True))
-    gradients = dict(zip(plan.names, grads, strict=True))
-    new_params, all_slots = dict(params), []
-    for k, layout in enumerate(plan.layouts):
-        specs, labels, old = plan.specs[k], plan.labels[k], state.slots[k]
-        values = unpack(specs, inputs.numbers[k])
-        tx = transform(specs, values, labels, state.steps[k])
-        mine = {path: params[path] for path in labels}
-        updates, slots = tx.update(
-            {path: gradients[path] for path in labels},
-            jax.tree.unflatten(layout.tree, old),
-            mine,
-        )
-        new_params.update(_applied(mine, updates))
-        all_slots.append(_keep_unused(layout, old, jax.tree.leaves(slots), found))
-    trained = [
-        params[path] if path in found.unused else new_params[path]
-        for path in plan.names
+def _edits(plan: Plan, config: Config) -> list[Edit]:
+    """What the options change in the traced copies of modules."""
+    nodes = plan.modules.nodes()
+    float32 = select_modules(nodes, config.amp_float32, "config.amp_float32")
+    again = select_modules(nodes, config.remat, "config.remat")
+    modules = {place: node.value for place, node in nodes.items()}
+    return [
+        *precision.edits(modules, config.amp, float32),
+        *((place, calls.recompute) for place in again),
     ]
-    return State(trained, all_slots, [step + 1 for step in state.steps])
 
 
-def _applied(params: dict[str, jax.Array], updates: Any) -> dict[str, jax.Array]:
-    return {
-        path: (param + updates[path]).astype(param.dtype)
-        for path, param in params.items()
-    }
+def _assigned(given: Any, held: Any, after: Any) -> Any:
+    """What a Variable that was `given` is now, where its copy `held` it in 16 bits."""
+    if after is held:
+        return given
+    return after if held is given else given + (after - held).astype(given.dtype)
 
 
-def _keep_unused(layout: Layout, old: Arrays, new: Arrays, found: Findings) -> Arrays:
-    """New slots in their old dtypes; those of unused parameters as they were."""
-    kept = []
-    for slot, before, after in zip(layout.slots, old, new, strict=True):
-        unused = np.array([path in found.unused for path in slot.paths])
-        if unused.all():
-            kept.append(before)
-        elif slot.kind == "each" and unused.any():
-            kept.append(jnp.where(unused, before, after))
-        else:
-            kept.append(after.astype(before.dtype))
-    return kept
+# --- a batch in parts -----------------------------------------------------------------
+
+
+def _accumulated(
+    one_part: Callable[..., tuple[Arrays, _Pass]],
+    parts: int,
+    trained: Arrays,
+    inputs: Inputs,
+    scale: Any,
+) -> tuple[Arrays, _Pass]:
+    """The mean of the gradients of all parts, and what the parts leave."""
+    split = [
+        x if np.ndim(x) == 0 else jnp.reshape(x, (parts, -1, *np.shape(x)[1:]))
+        for x in inputs.batch
+    ]
+
+    def body(carry: Any, i: jax.Array) -> Any:
+        trained, extras, sums = carry
+        batch = [x if np.ndim(x) == 0 else x[i] for x in split]
+        grads, done = one_part(trained, extras, batch, scale)
+        sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
+        return (done.trained, done.extras, sums), (done.outputs, done.loss)
+
+    # A convolution inside a loop is slow on the CPU: there the parts are written out.
+    unroll = jax.default_backend() == "cpu"
+    zeros = [jnp.zeros_like(x) for x in trained]
+    carry, (outputs, losses) = jax.lax.scan(
+        body, (trained, inputs.extras, zeros), jnp.arange(parts), unroll=unroll
+    )
+    trained, extras, sums = carry
+    joined = [x if x.ndim == 1 else x.reshape(-1, *x.shape[2:]) for x in outputs]
+    grads = [total / parts for total in sums]
+    return grads, _Pass(trained, extras, joined, losses.mean())
+
+
+# --- what no loss depends on ----------------------------------------------------------
 
 
 def _noting_use(trained: Arrays, names: Sequence[str], found: Findings) -> Arrays:
@@ -238,15 +283,6 @@ def _total(losses: list[jax.Array], plan: Plan) -> jax.Array | None:
             "call it, or make the graph without add_optimizer to evaluate"
         )
     return sum(losses[1:], losses[0])
-
-
-def _changed_extras(
-    plan: Plan, found: Findings, before: dict[int, Any], after: dict[int, Any]
-) -> Arrays:
-    """New values of the extras that `build` assigned to."""
-    ids = [id(variable) for variable in plan.extras]
-    found.changed = [i for i, v in enumerate(ids) if after[v] is not before[v]]
-    return [after[ids[i]] for i in found.changed]
 
 
 def _split(result: Any) -> tuple[Arrays, Signature]:

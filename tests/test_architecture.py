@@ -14,6 +14,7 @@ ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 # From the bottom up: a room may import those before it.
 ORDER = [
+    "selectors",
     "groups",
     "modules",
     "signature",
@@ -33,6 +34,7 @@ ORDER = [
     "optim.transforms",
     "optim.values",
     "optim.compiled",
+    "optim.as_optax",
     "optim.slots",
     "optim.optimizer",
     "optim.rules.sgd",
@@ -41,11 +43,20 @@ ORDER = [
     "optim.rules.sign",
     "optim.rules",
     "optim",
+    "calls",
+    "precision",
+    "config",
+    "average",
+    "memory",
     "plan",
+    "update",
     "step",
     "program",
+    "scan",
+    "skips",
     "state",
     "summary",
+    "runner",
     "graph",
 ]
 ISLANDS = {

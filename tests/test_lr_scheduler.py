@@ -1,5 +1,6 @@
 """Schedules against what PyTorch 2.13 and OneFlow 0.9 gave, on the host and traced."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from graphlr.optim import SGD
 from graphlr.optim import lr_scheduler as lrs
 from graphlr.optim.lr_scheduler import (
     SWALR,
@@ -612,6 +614,67 @@ def test_faults_are_refused(case):
         assert "→" in str(caught.value)
 
 
+VALID = {
+    "StepLR": {"step_size": 3},
+    "MultiStepLR": {"milestones": [3]},
+    "ConstantLR": {},
+    "LinearLR": {},
+    "ExponentialLR": {"gamma": 0.9},
+    "PolynomialLR": {},
+    "CosineDecayLR": {"decay_steps": 3},
+    "CosineAnnealingLR": {"T_max": 3},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 9},
+    "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2},
+    "LambdaLR": {"lr_lambda": abs},
+    "MultiplicativeLR": {"lr_lambda": abs},
+    "FunctionLR": {"fn": abs},
+    "TableLR": {"values": [0.1]},
+    "PiecewiseLR": {"pieces": [(1, 0.1)]},
+    "InverseSqrtLR": {"warmup_iters": 3},
+    "WarmupStableDecayLR": {"warmup_iters": 1, "stable_iters": 1, "decay_iters": 1},
+    "WarmupCosineLR": {"warmup_iters": 1, "total_iters": 3},
+    "WarmupLR": {},
+    "SequentialLR": {"schedules": [StepLR(3)], "milestones": []},
+    "ChainedScheduler": {"schedules": [StepLR(3)]},
+    "SWALR": {"swa_lr": 0.1},
+}
+
+
+def test_every_schedule_is_in_the_table():
+    kinds = [kind for kind in vars(lrs).values() if isinstance(kind, type)]
+    schedules = {kind.__name__ for kind in kinds if issubclass(kind, lrs.Schedule)}
+    assert schedules - {"Schedule"} == set(VALID)
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_every_setting_refuses_what_is_no_value_of_it(name):
+    kind, valid = getattr(lrs, name), VALID[name]
+    for setting in dataclasses.fields(kind):
+        is_flag = isinstance(getattr(kind(**valid), setting.name), bool)
+        for bad in ["x", NAN, -1.5, 1j] + ([] if is_flag else [True]):
+            place = rf"{name}: {setting.name}\b.* is .* → "
+            if setting.init:
+                with pytest.raises((TypeError, ValueError), match=place):
+                    kind(**{**valid, setting.name: bad})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer: StepLR(optimizer, 3),
+        lambda optimizer: StepLR(optimizer, 3, 0.1, -1),
+        lambda optimizer: StepLR(optimizer=optimizer, step_size=3),
+    ],
+)
+def test_a_schedule_is_not_given_the_optimizer(make):
+    remedy = (
+        r"StepLR takes no optimizer.* → .*add_optimizer\(optimizer, lr_sch=StepLR\("
+    )
+    with pytest.raises(TypeError, match=remedy):
+        make(SGD("**"))
+
+
 def test_messages_lead_to_the_remedy():
     with pytest.raises(
         ValueError, match=r"LinearLR: start_factor is 0.0, not a number >"
@@ -625,6 +688,12 @@ def test_messages_lead_to_the_remedy():
         StepLR(0)
     with pytest.raises(ValueError, match=r"step_size is 10000.0, .* → step_size=10000"):
         StepLR(1e4)
+    with pytest.raises(ValueError, match=r"factor is 2.0, .* → factor=1.0"):
+        ConstantLR(factor=2.0)
+    with pytest.raises(TypeError, match=r"not a list → schedules=\[StepLR\(step_si"):
+        SequentialLR(StepLR(3), [])
+    with pytest.raises(TypeError, match=r"ChainedScheduler: schedules\[1\] is 3, not"):
+        ChainedScheduler([StepLR(3), 3])
     with pytest.raises(TypeError, match=r"\"lr_sch\": OneCycleLR\(max_lr=...\)} per"):
         OneCycleLR([0.1, 0.2], 60)
 

@@ -152,7 +152,7 @@ def test_statistics_stay_where_every_parameter_is_frozen(frozen, still):
     found = Modules({"model": Norms()})
     arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
     ids = {id(p.value) for p in found.params if p.name in frozen}
-    merged = found.merge(arrays, training=True, still=found.frozen_norms(ids))
+    merged = found.merge(arrays, training=True, edits=found.frozen_norms(ids))
     norms = {
         "body.1": merged["model"].body[1],
         "head.norm": merged["model"].head["norm"],
@@ -167,7 +167,7 @@ def test_statistics_of_a_module_under_two_names_follow_its_own_parameters():
     found = Modules({"body": model.body, "model": model})
     arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
     frozen = {id(p.value) for p in found.params if p.path.startswith("model.")}
-    merged = found.merge(arrays, training=True, still=found.frozen_norms(frozen))
+    merged = found.merge(arrays, training=True, edits=found.frozen_norms(frozen))
     assert not merged["body"][1].use_running_average
     assert merged["model"].head["norm"].use_running_average
 

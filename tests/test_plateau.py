@@ -158,7 +158,7 @@ def test_an_added_group_counts_where_one_floor_holds_for_all():
     one.step(1.0)
     one.step(1.0)
     assert optimizer.lr()["group2"] == pytest.approx(0.1)
-    with pytest.raises(ValueError, match=r"one for each of the 3 groups"):
+    with pytest.raises(RuntimeError, match=r"one for each of the 3 groups"):
         each.step(1.0)
 
 

@@ -34,7 +34,7 @@ def test_donation_is_a_choice(donate):
     (alone,) = [graph.model.kernel.get_value()]
     pointer = alone.unsafe_buffer_pointer()
     del alone
-    slot = graph._optimizers[0].slots[0]
+    slot = graph._runner.optimizers[0].slots[0]
     graph(X)
     assert not slot.is_deleted()  # we hold it
     assert graph.compiles.count == 1

@@ -54,6 +54,14 @@ def test_values_are_normalised(key, value, expected):
     assert got == expected
 
 
+def test_groups_in_place_of_the_learning_rate():
+    """`SGD(some_parameters, groups)`, where `lr` comes second."""
+    with pytest.raises(
+        TypeError, match=r"lr is a list of groups, .* one list.*SGD\(\["
+    ):
+        check_value("lr", [{"params": "b.**"}], 0.1)
+
+
 def test_the_kind_of_a_rules_own_key_is_told_by_its_default():
     assert check_value("power", 2, 1.0) == 2.0
     assert isinstance(check_value("power", 2, 1.0), float)

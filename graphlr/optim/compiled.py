@@ -18,6 +18,7 @@ import optax
 from graphlr.groups import ParamGroup, Selector
 from graphlr.optim.lr_scheduler import Schedule
 from graphlr.optim.transforms import centralize, clip_by_norm
+from graphlr.optim.values import at_step
 
 Rule = Callable[..., optax.GradientTransformation]
 Values = Mapping[str, Any]  # key -> number or tuple of numbers, of one group
@@ -77,7 +78,8 @@ class GroupSpec(NamedTuple):
     frozen: bool
 
 
-def _is_live(value: Any) -> bool:
+def is_live(value: Any) -> bool:
+    """Whether a value is an input of the step: a number, or a tuple of numbers."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(x, float) for x in value)
     return isinstance(value, float)
@@ -90,7 +92,7 @@ def group_spec(group: ParamGroup, rule: Rule, schedule: Schedule | None) -> Grou
     flags = {
         key: value
         for key, value in hyper.items()
-        if not _is_live(value) or (key in _STRUCTURAL and value == 0.0)
+        if not is_live(value) or (key in _STRUCTURAL and value == 0.0)
     }
     numbers = {key: value for key, value in hyper.items() if key not in flags}
     for key in ("lr", "lr_scale", "clip_grad_max_norm"):
@@ -145,7 +147,8 @@ def group_lr(spec: GroupSpec, values: Values, step: Any) -> Any:
 def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
     """Hyperparameters of the rule at `step`, a scheduled momentum among them."""
     names = hyperparameters(spec.rule)
-    hyper = {**dict(spec.flags), **{k: v for k, v in values.items() if k in names}}
+    flags = {key: at_step(value, step) for key, value in spec.flags}
+    hyper = {**flags, **{k: v for k, v in values.items() if k in names}}
     momentum = spec.schedule.momentum(step) if spec.schedule else None
     if momentum is None:
         return hyper

@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +14,24 @@ import numpy as np
 import optax
 from flax import nnx
 
-from graphlr.groups import (
-    Param,
-    ParamGroup,
-    ParamGroups,
-    dotted,
-    label_params,
-    listing,
-    unknown_key,
-)
+from graphlr.groups import ParamGroup, ParamGroups, listing, unknown_key
+from graphlr.optim.as_optax import GroupsState as GroupsState
+from graphlr.optim.as_optax import as_optax
+from graphlr.optim.as_optax import lr_of as lr_of
 from graphlr.optim.compiled import (
     REQUIRED,
     GroupSpec,
     Rule,
-    Values,
     group_lr,
     group_spec,
     hyperparameters,
     pack,
     takes_lr,
-    transform,
     unpack,
 )
 from graphlr.optim.lr_scheduler import Schedule, as_schedule
 from graphlr.optim.slots import Layout
-from graphlr.optim.values import COMMON, check_number, check_value
+from graphlr.optim.values import COMMON, at_step, check_number, check_value
 from graphlr.signature import wide
 
 
@@ -107,7 +100,13 @@ class Optimizer:
         for key in keys:
             if key not in signature.parameters:
                 raise TypeError(unknown_key(key, [*signature.parameters][1:], name))
-        given = signature.bind(params, *args, **keys).arguments
+        try:
+            given = signature.bind(params, *args, **keys).arguments
+        except TypeError as error:
+            raise TypeError(
+                f"{name}: {error}. All groups go into one list, the first argument: "
+                f"{name}([{{'params': ...}}, {{'params': ...}}], lr=0.1)"
+            ) from None
         self._rule = rule or self.rule
         self._hyper = hyperparameters(self._rule)
         self._kinds = {**COMMON, **self._hyper}
@@ -232,15 +231,20 @@ class Optimizer:
     def as_optax(self, params: Any) -> optax.GradientTransformation:
         """The same groups as a plain optax transformation, for any pytree with paths.
 
-        The numbers live in the state (`state.values["head"]["lr_scale"]`), so they are
-        checkpointed with it; `lr_of(state)` reads the rates of the next update.
+        A snapshot: what becomes of the optimizer later does not reach it. Change
+        numbers in the state instead, between two updates and without compiling,
+        `state.values["head"]["lr_scale"] = jnp.float32(0.1)`, where checkpoints keep
+        them (see `GroupsState`); to freeze or thaw, call `as_optax` and `init` again.
+        `lr_of(state)` reads the rates of the next update, and `lr_of(state, tx)` those
+        of numbers that were just edited.
 
         Args:
             params: The pytree to be trained, for its paths: nnx state, Linen,
                 Equinox or Haiku parameters, dicts.
 
         Returns:
-            `init(params)` and `update(grads, state, params)`.
+            `init(params)` and `update(grads, state, params)`, which refuses a misspelt
+            key in `state.values` and a state of other groups.
 
         Raises:
             ValueError: A parameter is in two groups or in none.
@@ -258,29 +262,36 @@ class Optimizer:
             >>> updates["b"].tolist()
             [-0.20000000298023224, -0.20000000298023224]
         """
-        found = _params_of(params)
-        indices = label_params(found, self.param_groups)
-        specs = self.specs
-        labels = {path: specs[i].name for path, i in indices.items()}
-        return _optax(specs, unpack(specs, self.numbers), labels, self.step)
+        values = unpack(self.specs, self.numbers)
+        return as_optax(params, self.param_groups, self.specs, values, self.step)
 
     # What the graph reads and advances; each is remade only after a change.
 
     @property
     def step(self) -> int:
         """Updates applied so far; what schedules count."""
+        if self._step is None:
+            self._step = int(self.counter)
         return self._step
 
     @step.setter
     def step(self, step: int) -> None:
-        self._step = step
+        self._step: int | None = step
         self.counter = jnp.asarray(step, jnp.int32)
 
-    def advance(self, slots: list[jax.Array], counter: jax.Array) -> None:
-        """Take over the slots and the counter after one more update."""
+    def advance(
+        self, slots: list[jax.Array], counter: jax.Array, updates: int | None = 1
+    ) -> None:
+        """Take over the slots and the counter after more updates.
+
+        Args:
+            slots: The new ones.
+            counter: Updates already applied, int32[].
+            updates: How many more; None where only the device knows.
+        """
+        self._step = None if updates is None else self.step + updates
         self.slots = slots
         self.counter = counter
-        self._step += 1
 
     @property
     def version(self) -> tuple[Any, ...]:
@@ -353,7 +364,7 @@ class Optimizer:
                         f"optimization parameter {key}: give {{{key!r}: ...}}"
                     )
                 checked[key] = check_value(key, checked[key], self._kinds.get(key))
-            hyper = {key: checked[key] for key in self._hyper}
+            hyper = {key: at_step(checked[key], 0) for key in self._hyper}
             lr = {"lr": 0.0} if takes_lr(self._rule) else {}
             self._rule(**hyper, **lr)
         except (TypeError, ValueError) as error:
@@ -408,93 +419,3 @@ def _as_groups(params: Any) -> list[Any]:
 
 def _is_iterable(value: Any) -> bool:
     return hasattr(value, "__iter__") and not isinstance(value, jax.Array | np.ndarray)
-
-
-# --- plain optax ----------------------------------------------------------------------
-
-
-class GroupsState(NamedTuple):
-    """State of `Optimizer.as_optax`.
-
-    Attributes:
-        step: Updates already applied, int32[].
-        values: Live numbers, `{group: {key: number}}`.
-        lr: Learning rate of the next update, `{group: float}`.
-        inner: State of the `multi_transform`.
-    """
-
-    step: jax.Array
-    values: dict[str, Values]
-    lr: dict[str, jax.Array]
-    inner: Any
-
-
-def lr_of(state: GroupsState) -> dict[str, float]:
-    """Every group's learning rate for the next update, from a state of `as_optax`.
-
-    Example:
-        >>> tx = Optimizer("**", rule=optax.identity, lr=0.5).as_optax({"w": 1.0})
-        >>> lr_of(tx.init({"w": 1.0}))
-        {'group0': 0.5}
-    """
-    return {name: float(lr) for name, lr in state.lr.items()}
-
-
-def _params_of(tree: Any) -> list[Param]:
-    leaves = jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-    )
-    named = [(tuple(map(_part, path)), leaf) for path, leaf in leaves]
-    return [Param(dotted(parts), parts, leaf) for parts, leaf in named]
-
-
-def _part(key: Any) -> Any:
-    """The name or index that a pytree key stands for."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return getattr(key, attribute)
-    return str(key)
-
-
-def _in_dtype_of(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Live numbers are wider than some parameters, and slots keep their dtype."""
-    return new if new.dtype == old.dtype else new.astype(old.dtype)
-
-
-def _optax(
-    specs: tuple[GroupSpec, ...],
-    values: dict[str, Values],
-    labels: dict[str, str],
-    start: int,
-) -> optax.GradientTransformation:
-    def rates(values: Mapping[str, Values], step: Any) -> dict[str, jax.Array]:
-        return {spec.name: group_lr(spec, values[spec.name], step) for spec in specs}
-
-    def flat(tree: Any) -> dict[str, Any]:
-        leaves = jax.tree.leaves(tree)
-        if len(leaves) != len(labels):
-            now = {param.path for param in _params_of(tree)}
-            raise ValueError(
-                f"as_optax was given another tree: {listing(now ^ set(labels))} is in "
-                "one of them only. Call as_optax(params) with the tree that is trained"
-            )
-        return dict(zip(labels, leaves, strict=True))
-
-    def init(params: Any) -> GroupsState:
-        step = jnp.asarray(start, jnp.int32)
-        mine = jax.tree.map(jnp.copy, values)  # a state may be donated
-        inner = transform(specs, mine, labels, step).init(flat(params))
-        return GroupsState(step, mine, rates(mine, step), inner)
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        tx = transform(specs, state.values, labels, state.step)
-        weights = None if params is None else flat(params)
-        directions: Any
-        directions, inner = tx.update(flat(updates), state.inner, weights)
-        inner = jax.tree.map(_in_dtype_of, inner, state.inner)
-        step = state.step + 1
-        new = GroupsState(step, dict(state.values), rates(state.values, step), inner)
-        tree = jax.tree.structure(updates)
-        return jax.tree.unflatten(tree, [directions[path] for path in labels]), new
-
-    return optax.GradientTransformation(init, update)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from graphlr.optim.lr_scheduler import as_schedule
+from graphlr.optim.lr_scheduler import Schedule, as_schedule
 
 # Keys of a group that every rule has, with what a group gets when nobody says.
 COMMON: dict[str, Any] = {
@@ -65,14 +66,47 @@ example {'lr': 0.1}
     return number
 
 
-def _betas(value: Any) -> tuple[float, ...]:
+def _curve(key: str, value: Any) -> Schedule:
+    """A schedule that gives the number itself, because there is no base to scale."""
+    curve, steps = as_schedule(value), (0, 1, 2, 10, 100)
+    if not np.array_equal(curve.sample(0.0, steps), curve.sample(1.0, steps)):
+        fix = (
+            f"lr=0.1, lr_sch={curve}"
+            if key == "lr"
+            else f"{key}=functools.partial({curve}, 0.1)"
+        )
+        raise ValueError(
+            f"{key} is {curve}, which scales a base that nobody gave: write {fix}"
+        )
+    check_number(key, curve(0.0, 0))
+    return curve
+
+
+def _number_or_curve(key: str, value: Any) -> float | Schedule:
+    plain = not callable(value) and (isinstance(value, str) or np.ndim(value) == 0)
+    return check_number(key, value) if plain else _curve(key, value)
+
+
+def at_step(value: Any, step: Any) -> Any:
+    """A hyperparameter at `step`: schedules, also those in a tuple, give a number.
+
+    Example:
+        >>> at_step((as_schedule([0.5, 0.9]), 0.999), 1)
+        (0.9, 0.999)
+    """
+    if isinstance(value, tuple):
+        return tuple(at_step(entry, step) for entry in value)
+    return value(0.0, step) if isinstance(value, Schedule) else value
+
+
+def _betas(value: Any) -> tuple[float | Schedule, ...]:
     try:
-        betas = tuple(check_number("betas", beta) for beta in value)
+        betas = tuple(_number_or_curve("betas", beta) for beta in value)
     except TypeError as error:
         raise TypeError(f"betas must be two numbers, not {value!r}") from error
     if len(betas) != 2:
         raise ValueError(f"betas must be two numbers, not {value!r}")
-    for i, beta in enumerate(betas):
+    for i, beta in enumerate(at_step(betas, 0)):
         if not 0.0 <= beta < 1.0:
             raise ValueError(
                 f"Invalid beta parameter at index {i}: {beta}. "
@@ -127,6 +161,13 @@ def _norm_type(value: Any) -> float:
 def check_value(key: str, value: Any, default: Any) -> Any:
     """`value` normalised, its kind told by its key or by the default's type."""
     if key == "lr":
+        if isinstance(value, list | tuple) and any(
+            isinstance(item, Mapping) for item in value
+        ):
+            raise TypeError(
+                f"lr is a list of groups, {value!r}: all groups go into one list, the "
+                "first argument, SGD([{'params': ...}, {'params': ...}], lr=0.1)"
+            )
         plain = np.ndim(value) == 0 and not callable(value)
         return check_number(key, value) if plain else as_schedule(value)
     if key == "lr_sch":
@@ -135,8 +176,8 @@ def check_value(key: str, value: Any, default: Any) -> Any:
         return _betas(value)
     if key == "clip_grad_norm_type":
         return _norm_type(value)
-    if key == "clip_grad_max_norm":
-        return None if value is None else check_number(key, value)
+    if key == "clip_grad_max_norm" and value is None:
+        return None
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{key} must be True or False, not {value!r}")
@@ -146,8 +187,10 @@ def check_value(key: str, value: Any, default: Any) -> Any:
         if key in _PAIRS:
             _PAIRS[key](*numbers)
         return numbers
-    if isinstance(default, float) or isinstance(value, float):
+    if key in ("lr_scale", "clip_grad_max_norm"):
         return check_number(key, value)
+    if key == "lr" or isinstance(default, float) or isinstance(value, float):
+        return _number_or_curve(key, value)
     return value
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "ChainedScheduler",
     "ConstantLR",
     "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
     "CosineDecayLR",
     "CyclicLR",
     "ExponentialLR",

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, NamedTuple, dataclass_transform
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +186,15 @@ class Schedule(_Value):
     _levels: ClassVar[tuple[str, ...]] = ()
     """The fields that hold an lr, not a factor of the base lr."""
 
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Refuse the optimizer, which PyTorch's schedulers take first."""
+        if "optimizer" in settings or any(hasattr(x, "param_groups") for x in args):
+            raise TypeError(
+                f"{cls.__name__} takes no optimizer, the optimizer takes it → "
+                f"self.add_optimizer(optimizer, lr_sch={cls.__name__}(...))"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for item in fields(self):
             for check in getattr(item.type, "__metadata__", ()):
@@ -291,21 +300,22 @@ def as_schedule(value: Any, *, every: int = 1) -> Schedule:
         >>> as_schedule(lambda step: 0.1 / (1 + step))(1.0, 4)
         0.02
     """
-    if isinstance(value, Schedule):
-        return value if every == 1 else replace(value, every=value.every * every)
-    if callable(value) and not isinstance(value, type):
-        return FunctionLR(value, every=every)
-    if isinstance(value, list | tuple | np.ndarray | jax.Array) and np.ndim(value) == 1:
-        return TableLR(np.asarray(value).tolist(), every=every)
-    need = "a schedule, a function of the step or a 1-D array of learning rates"
-    if hasattr(value, "step"):
-        fix = "plateau.step(metric) after each evaluation, beside a schedule"
-        raise fault(ValueError, "schedule", value, need, fix)
-    raise fault(TypeError, "schedule", value, need, "StepLR(step_size=30)")
+    schedule = _inner("schedule", value)
+    return schedule if every == 1 else replace(schedule, every=schedule.every * every)
 
 
 def _inner(place: str, value: Any) -> Schedule:
-    return as_schedule(value)
+    if isinstance(value, Schedule):
+        return value
+    if callable(value) and not isinstance(value, type):
+        return FunctionLR(value)
+    if isinstance(value, list | tuple | np.ndarray | jax.Array) and np.ndim(value) == 1:
+        return TableLR(np.asarray(value).tolist())
+    need = "a schedule, a function of the step or a 1-D array of learning rates"
+    if hasattr(value, "step"):
+        fix = "plateau.step(metric) after each evaluation, beside a schedule"
+        raise fault(ValueError, place, value, need, fix)
+    raise fault(TypeError, place, value, need, "StepLR(step_size=30)")
 
 
 Inner = Annotated[Any, optional(_inner)]

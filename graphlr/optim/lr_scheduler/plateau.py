@@ -109,9 +109,9 @@ class ReduceLROnPlateau:
             Whether a rate was reduced.
 
         Raises:
-            ValueError: A group was added, and `min_lr` lists the others only.
+            RuntimeError: A group was added, and `min_lr` lists the others only.
         """
-        floors, metric = self._floors(), float(metric)
+        floors, metric = self._floors(RuntimeError), float(metric)
         self.num_bad_epochs += 1
         if self._is_better(metric):
             self.best, self.num_bad_epochs = metric, 0
@@ -156,15 +156,16 @@ class ReduceLROnPlateau:
         self.optimizer.scale_lr(factors)
         return bool(factors)
 
-    def _floors(self) -> dict[str, float]:
+    def _floors(self, kind: type[Exception] = ValueError) -> dict[str, float]:
         """The lowest rate of every group, by name."""
         names, place = list(self.optimizer.lr()), "ReduceLROnPlateau: min_lr"
         if not isinstance(self._min_lr, list | tuple):
-            return dict.fromkeys(names, at_least_0(place, self._min_lr))
+            floor: float = at_least_0(place, self._min_lr)
+            return dict.fromkeys(names, floor)
         floors = each(at_least_0)(place, self._min_lr)
         if len(floors) != len(names):
             need = f"one number, or one for each of the {len(names)} groups {names}"
-            raise fault(ValueError, place, self._min_lr, need, "=0.0")
+            raise fault(kind, place, self._min_lr, need, "=0.0")
         return dict(zip(names, floors, strict=True))
 
     def __repr__(self) -> str:

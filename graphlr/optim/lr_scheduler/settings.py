@@ -16,9 +16,8 @@ def fault(
 ) -> Exception:
     """An error: the place and its value, what it is not, what to type."""
     name = place.rpartition(" ")[2]
-    return kind(
-        f"{place} is {value!r}, not {need} → {fix if '(' in fix else name + fix}"
-    )
+    remedy = name + fix if fix.startswith("=") else fix
+    return kind(f"{place} is {value!r}, not {need} → {remedy}")
 
 
 def _number(kind: Callable, need: str, allowed: Callable, fix: str) -> Check:
@@ -99,8 +98,11 @@ def each(check: Check, *, least: int = 0) -> Check:
 
 def starting(method: str) -> Check:
     """A factor to start from, above 0; the remedy for 0 is a `WarmupLR`."""
+    need = "a number > 0 and <= 1"
     fix = f'WarmupLR(warmup_factor=0.0, warmup_iters=5, warmup_method="{method}")'
-    return _number(float, "a number > 0 and <= 1", lambda x: 0 < x <= 1, fix)
+    above_0 = _number(float, need, lambda x: x > 0, fix)
+    to_1 = _number(float, need, lambda x: x <= 1, "=1.0")
+    return lambda place, value: to_1(place, above_0(place, value))
 
 
 at_least_0 = _number(float, "a finite number >= 0", lambda x: x >= 0, "=0.1")

@@ -1,0 +1,66 @@
+"""Calls of modules, changed in the traced copy: cast, or computed again.
+
+The class of a module's copy is replaced by a subclass of the same name whose `__call__`
+does something around the original's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+Call = Callable[..., Any]
+
+
+def wrap(node: Any, around: Callable[[Call], Call]) -> None:
+    """Make calls of `node` go through `around(the original)`.
+
+    Args:
+        node: A module; one without `__call__` is left as it is.
+        around: Makes one function of `(self, *args, **kwargs)` from another. Must be
+            the same object each time, for the subclass to be.
+    """
+    if callable(node):
+        node.__class__ = _subclass(type(node), around)
+
+
+@functools.cache
+def _subclass(kind: type, around: Callable[[Call], Call]) -> type:
+    named = {k: getattr(kind, k) for k in ("__module__", "__qualname__", "__doc__")}
+    call = around(kind.__call__)
+    return type(kind)(kind.__name__, (kind,), {**named, "__call__": call})
+
+
+def recompute(node: Any) -> None:
+    """Make calls of `node` keep no activations: they are computed again for gradients.
+
+    Arguments that are no arrays are constants.
+    """
+    wrap(node, _again)
+
+
+def _again(call: Call) -> Call:
+
+    @functools.wraps(call)
+    def again(module: Any, *args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        places = [
+            i
+            for i, leaf in enumerate(leaves)
+            if isinstance(leaf, jax.Array | np.ndarray)
+        ]
+
+        def run(module: Any, arrays: list[Any]) -> Any:
+            filled = dict(zip(places, arrays, strict=True))
+            full = [filled.get(i, leaf) for i, leaf in enumerate(leaves)]
+            args, kwargs = jax.tree.unflatten(tree, full)
+            return call(module, *args, **kwargs)
+
+        return nnx.remat(run)(module, [leaves[i] for i in places])
+
+    return again

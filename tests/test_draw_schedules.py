@@ -1,0 +1,71 @@
+"""docs/schedules.md lists and shows every schedule; its script draws the pictures."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from graphlr.optim import lr_scheduler
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "schedules.md").read_text()
+CLASSES = {
+    name
+    for name, value in vars(lr_scheduler).items()
+    if isinstance(value, type) and issubclass(value, lr_scheduler.Schedule)
+}
+SCHEDULES = (CLASSES | {*lr_scheduler.__all__}) - {"Schedule", "as_schedule"}
+
+
+@pytest.fixture(scope="module")
+def draw():
+    """The script's command line."""
+    spec = importlib.util.spec_from_file_location("drawing", DOCS / "draw_schedules.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def pictures(folder):
+    return {path.stem: path.read_bytes() for path in folder.iterdir()}
+
+
+def texts(svg):
+    return re.findall(r">([^<>]*)</text>", svg.decode())
+
+
+def test_every_schedule_has_a_row_that_leads_to_its_picture():
+    rows = re.findall(r"^\| \[`(\w+)`\]\(schedules/(\w+)\.svg\)", PAGE, re.M)
+    assert sorted(rows) == [(name, name) for name in sorted(SCHEDULES)]
+
+
+def test_every_picture_is_shown_once():
+    shown = re.findall(r"!\[(\w+)\]\(schedules/(\w+)\.svg\)", PAGE)
+    assert sorted(shown) == [(name, name) for name in sorted(SCHEDULES)]
+
+
+def test_the_script_draws_them_all_alike_each_time(draw, tmp_path, capsys):
+    draw(["--out", str(tmp_path / "a")])
+    draw(["--out", str(tmp_path / "b")])
+    drawn = pictures(tmp_path / "a")
+    assert drawn.keys() == SCHEDULES
+    assert drawn == pictures(tmp_path / "b")
+    assert max(map(len, drawn.values())) < 30_000
+    assert f"{len(drawn)} pictures" in capsys.readouterr().out
+
+
+def test_the_pictures_of_the_page_are_the_scripts(draw, tmp_path):
+    """By the texts in them: another matplotlib writes other bytes."""
+    draw(["--out", str(tmp_path)])
+    drawn = {name: texts(svg) for name, svg in pictures(tmp_path).items()}
+    shown = {name: texts(svg) for name, svg in pictures(DOCS / "schedules").items()}
+    assert shown == drawn
+    assert "StepLR(50, gamma=0.5)" in shown["StepLR"]
+
+
+def test_the_script_has_help(draw, capsys):
+    with pytest.raises(SystemExit) as stop:
+        draw(["--help"])
+    assert stop.value.code == 0
+    assert "--out FOLDER" in capsys.readouterr().out
