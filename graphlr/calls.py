@@ -39,28 +39,39 @@ def _subclass(kind: type, around: Callable[[Call], Call]) -> type:
 def recompute(node: Any) -> None:
     """Make calls of `node` keep no activations: they are computed again for gradients.
 
-    Arguments that are no arrays are constants.
+    Arguments and results that are no arrays are constants.
     """
     wrap(node, _again)
 
 
 def _again(call: Call) -> Call:
-
     @functools.wraps(call)
     def again(module: Any, *args: Any, **kwargs: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        places = [
-            i
-            for i, leaf in enumerate(leaves)
-            if isinstance(leaf, jax.Array | np.ndarray)
-        ]
+        arrays, fill = _arrays((args, kwargs))
+        fill_result: Any = None
 
         def run(module: Any, arrays: list[Any]) -> Any:
-            filled = dict(zip(places, arrays, strict=True))
-            full = [filled.get(i, leaf) for i, leaf in enumerate(leaves)]
-            args, kwargs = jax.tree.unflatten(tree, full)
-            return call(module, *args, **kwargs)
+            nonlocal fill_result
+            args, kwargs = fill(arrays)
+            results, fill_result = _arrays(call(module, *args, **kwargs))
+            return results
 
-        return nnx.remat(run)(module, [leaves[i] for i in places])
+        results = nnx.remat(run)(module, arrays)
+        return fill_result(results)
 
     return again
+
+
+def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays of `tree`, and what puts others in their places."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [
+        i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)
+    ]
+
+    def fill(arrays: list[Any]) -> Any:
+        filled = dict(zip(places, arrays, strict=True))
+        full = [filled.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(structure, full)
+
+    return [leaves[i] for i in places], fill

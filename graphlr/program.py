@@ -20,6 +20,9 @@ from graphlr.update import State
 
 Step = Callable[[State, Inputs], Results]
 
+# This pass lets XLA's CPU compiler share what is computed twice on purpose.
+_KEEP_REMAT: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
 
 class Compile(NamedTuple):
     """One compilation.
@@ -100,8 +103,18 @@ def compile_step(
     *,
     plan: Plan,
     donate: bool,
+    remat: bool = False,
 ) -> tuple[Program, float, float]:
     """Trace and compile `step` for arrays like these.
+
+    Args:
+        step: What to compile.
+        found: What tracing it finds out.
+        state: What it replaces.
+        inputs: What it reads.
+        plan: What the Variables are for.
+        donate: Whether it may reuse the memory of `state`.
+        remat: Whether modules are to be computed again for gradients.
 
     Returns:
         The program, seconds of tracing, seconds of compiling.
@@ -118,7 +131,7 @@ def compile_step(
     limits = index_limits(jaxpr, {v: i for i, v in enumerate(batch)})
     lowered = traced.lower()
     middle = time.perf_counter()
-    run = lowered.compile()
+    run = lowered.compile(_KEEP_REMAT if remat else None)
     end = time.perf_counter()
     return Program(run, found, limits), middle - start, end - middle
 

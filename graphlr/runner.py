@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from flax import nnx
 
 from graphlr import memory as memories
 from graphlr import signature as arguments
@@ -176,6 +178,7 @@ class Runner:
                 self.inputs(plan, batch),
                 plan=plan,
                 donate=bool(self.optimizers) and self.config.donate,
+                remat=self.config.remat is not None,
             )
         except Exception as error:
             given = signature.describe(self.build).items()
@@ -236,6 +239,8 @@ class Runner:
         plan = self.ready()
         whole, batch = arguments.read(self.build, args, kwargs)
         signature, steps = whole.of_one_step(self.build)
+        if (signature, steps) not in self.programs:
+            _warn_of_convolutions(plan)
         program = self.program(plan, signature, batch, steps)
         return self.run(plan, program.run, program.found, batch, steps=steps)
 
@@ -285,3 +290,14 @@ class Runner:
         slots = [array for optimizer in self.optimizers for array in optimizer.slots]
         steps = [optimizer.counter for optimizer in self.optimizers]
         return [*read(plan.trained), *slots, *steps, *self.memory.values()]
+
+
+def _warn_of_convolutions(plan: Plan) -> None:
+    kinds = (nnx.Conv, nnx.ConvTranspose)
+    found = [n for n in plan.modules.nodes().values() if isinstance(n.value, kinds)]
+    if found and jax.default_backend() == "cpu":
+        warnings.warn(
+            f"graph.scan on the CPU with convolutions ({found[0].path}): XLA runs them "
+            "slower inside a loop, so calling the graph for each batch is faster here",
+            stacklevel=4,
+        )
