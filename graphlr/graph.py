@@ -6,6 +6,7 @@ What a user writes, calls and reads; how a call works is in `runner`.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +16,15 @@ import jax.numpy as jnp
 from flax.nnx.tracers import TraceState
 
 from graphlr import state as states
+from graphlr import summary
 from graphlr.config import Config
 from graphlr.optim.lr_scheduler import as_schedule
 from graphlr.optim.optimizer import Optimizer
-from graphlr.plan import make_plan
 from graphlr.precision import GradScaler, Scaler, StaticGradScaler
 from graphlr.program import Compiles, cost_of
 from graphlr.runner import Runner, one_at_a_time
 from graphlr.signature import jitting_is_off
 from graphlr.state import Loaded
-from graphlr.summary import groups_table, modules_tree
 from graphlr.update import STATS
 
 _OWN = ("_runner", "_losses", "_trace")
@@ -263,7 +263,8 @@ class Graph:
         """
         if level not in (-1, 0, 1, 2, 3):
             raise ValueError(f"debug level is {level!r}: give -1, 0, 1, 2 or 3")
-        self._runner.debug_level = level
+        tell = functools.partial(summary.print_program, self._runner, level)
+        self._runner.on_compile = tell if level >= 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, by dotted name.
@@ -399,19 +400,11 @@ class Graph:
     def __repr__(self) -> str:
         if "_runner" not in self.__dict__:
             return f"{type(self).__name__} (not initialised)"
-        mode = "train" if self.training else "eval"
-        lines = [
-            f"{type(self).__name__} ({mode}, step {self.step}; config: {self.config})",
-            modules_tree(self._attributes()),
-        ]
-        optimizers = self._runner.optimizers
-        if optimizers:
-            modules = make_plan(self._attributes(), ()).modules
-            try:
-                lines.append(groups_table(modules, optimizers))
-            except ValueError as error:  # printing must not fail: say what a call would
-                lines.append(f"  {error}")
-        return "\n".join([*lines, repr(self.compiles)])
+        return summary.text(self._runner)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary.html(self._runner)
 
     def __getattr__(self, name: str) -> Any:
         start = "" if "_runner" in self.__dict__ else ": call super().__init__()"

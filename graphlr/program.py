@@ -88,11 +88,13 @@ class Program(NamedTuple):
         run: The compiled step.
         found: What tracing found out.
         limits: `{position in the batch: size}` of what integer arrays index.
+        seconds: Time to trace and to compile.
     """
 
     run: Step
     found: Findings
     limits: dict[int, int]
+    seconds: tuple[float, float]
 
 
 def compile_step(
@@ -104,7 +106,7 @@ def compile_step(
     plan: Plan,
     donate: bool,
     remat: bool = False,
-) -> tuple[Program, float, float]:
+) -> Program:
     """Trace and compile `step` for arrays like these.
 
     Args:
@@ -115,9 +117,6 @@ def compile_step(
         plan: What the Variables are for.
         donate: Whether it may reuse the memory of `state`.
         remat: Whether modules are to be computed again for gradients.
-
-    Returns:
-        The program, seconds of tracing, seconds of compiling.
 
     Raises:
         ValueError: The step uses a parameter as a constant.
@@ -133,7 +132,7 @@ def compile_step(
     middle = time.perf_counter()
     run = lowered.compile(_KEEP_REMAT if remat else None)
     end = time.perf_counter()
-    return Program(run, found, limits), middle - start, end - middle
+    return Program(run, found, limits, (middle - start, end - middle))
 
 
 def cost_of(program: Program) -> dict[str, float]:

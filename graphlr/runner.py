@@ -65,6 +65,7 @@ class Runner:
         report: What was asked to be seen of the last update.
         compiles: Every compilation so far.
         programs: Compiled steps by signature and number of steps (0: one call).
+        on_compile: Called with signature, number of steps and batch of a new program.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Runner:
         self.compiles = Compiles()
         self.programs: dict[tuple[Signature, int], Program] = {}
         self.plan: Plan | None = None
-        self.debug_level = -1
+        self.on_compile: Callable[[Signature, int, Sequence[Any]], None] | None = None
         self._skips = SkipWatch(self)
         self._versions: list[Any] = []
         self._why = "first call"
@@ -171,7 +172,7 @@ class Runner:
         signature.check_parts(self.config.gradient_accumulation_steps, self.build)
         step, found = self.step(plan, signature)
         try:
-            program, tracing, compiling = compile_step(
+            program = compile_step(
                 scanned(step, found) if steps else step,
                 found,
                 self.state(plan),
@@ -187,9 +188,11 @@ class Runner:
                 f"while tracing {self.name}.build with {listed or 'no arguments'}"
             )
             raise
-        self.compiles.records.append(Compile(why, tracing, compiling))
+        self.compiles.records.append(Compile(why, *program.seconds))
         self.programs[signature, steps] = program
-        _log.info("compiled %s in %.1f s: %s", self.name, tracing + compiling, why)
+        _log.info("compiled %s in %.1f s: %s", self.name, sum(program.seconds), why)
+        if self.on_compile is not None:
+            self.on_compile(signature, steps, batch)
         return program
 
     def prepared(self, args: Any, kwargs: Any) -> Program:
@@ -205,6 +208,12 @@ class Runner:
         signature, batch = arguments.read(self.build, args, kwargs)
         step, _ = self.step(plan, signature)
         return jax.jit(step).lower(self.state(plan), self.inputs(plan, batch))
+
+    def jaxpr(self, signature: Signature, batch: Sequence[Any]) -> Any:
+        """The traced step."""
+        plan = self.ready()
+        step, _ = self.step(plan, signature)
+        return jax.make_jaxpr(step)(self.state(plan), self.inputs(plan, batch))
 
     # --- runs ---
 

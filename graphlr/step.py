@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from graphlr import calls, precision
 from graphlr.config import Config
@@ -208,27 +209,39 @@ def _accumulated(
 ) -> tuple[Arrays, _Pass]:
     """The mean of the gradients of all parts, and what the parts leave."""
     split = [
-        x if np.ndim(x) == 0 else jnp.reshape(x, (parts, -1, *np.shape(x)[1:]))
+        jnp.reshape(x, (parts, -1, *np.shape(x)[1:]))
         for x in inputs.batch
+        if np.ndim(x)
     ]
 
-    def body(carry: Any, i: jax.Array) -> Any:
+    def body(carry: Any, part: Sequence[Any]) -> Any:
         trained, extras, sums = carry
-        batch = [x if np.ndim(x) == 0 else x[i] for x in split]
+        entries = iter(part)
+        batch = [x if np.ndim(x) == 0 else next(entries) for x in inputs.batch]
         grads, done = one_part(trained, extras, batch, scale)
         sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
         return (done.trained, done.extras, sums), (done.outputs, done.loss)
 
-    # A convolution inside a loop is slow on the CPU: there the parts are written out.
-    unroll = jax.default_backend() == "cpu"
     zeros = [jnp.zeros_like(x) for x in trained]
-    carry, (outputs, losses) = jax.lax.scan(
-        body, (trained, inputs.extras, zeros), jnp.arange(parts), unroll=unroll
-    )
+    start = (trained, list(inputs.extras), zeros)
+    carry, (outputs, losses) = _loop(body, start, split, parts)
     trained, extras, sums = carry
     joined = [x if x.ndim == 1 else x.reshape(-1, *x.shape[2:]) for x in outputs]
     grads = [total / parts for total in sums]
     return grads, _Pass(trained, extras, joined, losses.mean())
+
+
+def _loop(body: Callable[..., Any], carry: Any, arrays: Arrays, length: int) -> Any:
+    """`lax.scan`, written out where that is faster or where Python is to see it all."""
+    if isinstance(carry[0][0], Tracer):
+        # XLA's CPU compiler makes slow code of a convolution inside a loop.
+        written_out = jax.default_backend() == "cpu"
+        return jax.lax.scan(body, carry, arrays, length, unroll=written_out)
+    given = []
+    for i in range(length):
+        carry, out = body(carry, [x[i] for x in arrays])
+        given.append(out)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *given)
 
 
 # --- what no loss depends on ----------------------------------------------------------

@@ -55,8 +55,8 @@ ORDER = [
     "scan",
     "skips",
     "state",
-    "summary",
     "runner",
+    "summary",
     "graph",
 ]
 ISLANDS = {

@@ -30,7 +30,7 @@ class Weights(nnx.Module):
 
 
 class Train(glr.Graph):
-    """The loss is the weights times the arguments, which therefore are the gradients."""
+    """The loss is the weights times the arguments, so these are the gradients."""
 
     def __init__(self, *optimizers, model=None, lr_sch=None, **config):
         super().__init__()
@@ -70,10 +70,10 @@ def after(graph):
     return {path[-1]: float(weight.get_value()) for path, weight in state}
 
 
-def trained(*optimizers, steps=1, grads=ONES, **keys):
+def trained(*optimizers, steps=1, grads=ONES, how=glr.Graph.__call__, **keys):
     graph = Train(*optimizers, **keys)
     for _ in range(steps):
-        graph(**grads)
+        how(graph, **grads)
     return after(graph)
 
 
@@ -100,6 +100,7 @@ def edited(**values):
 def edited_badly():
     optimizer = SGD("**", lr=0.1)
     graph = Train(optimizer)
+    graph(**ONES)
     try:
         optimizer.param_groups[0].update({"lr": 0.5, "lr_scale": math.nan})
     except ValueError:
@@ -183,6 +184,12 @@ def one_schedule_two_optimizers():
     graph = Train(*optimizers, lr_sch=schedule)
     graph(**ONES)
     return graph.lr
+
+
+def two_schedules_one_optimizer():
+    optimizer = SGD("**")
+    for schedule in (lrs.StepLR(3), lrs.StepLR(4)):
+        Train(optimizer, lr_sch=schedule)
 
 
 def scheduled(schedule, steps=2):
@@ -359,10 +366,8 @@ ROWS: dict[str, Raises | Gives] = {
     # which rate a group has
     "lr_scale_in_eager": Gives(
         "ignored in eager mode",
-        lambda: [
-            after(g) for g in [Train(group(lr=0.1, lr_scale=0.5))] if g.eager(**ONES)
-        ],
-        [{"a": 0.95, "b": 0.95}],
+        lambda: trained(group(lr=0.1, lr_scale=0.5), how=glr.Graph.eager),
+        {"a": 0.95, "b": 0.95},
     ),
     "lr_and_lr_scale": Gives(
         "both act",
@@ -632,7 +637,7 @@ ROWS: dict[str, Raises | Gives] = {
     ),
     "two_schedules_for_one_optimizer": Raises(
         "AssertionError: a schedule belongs to one optimizer",
-        lambda: Train(SGD("**", lr_sch=lrs.StepLR(3)), lr_sch=lrs.StepLR(4)),
+        two_schedules_one_optimizer,
         ValueError,
         "has a schedule from another graph, .*make an optimizer of its own for this",
     ),

@@ -1,11 +1,13 @@
 """What `print(graph)` is made of."""
 
+import numpy as np
 import pytest
 from flax import nnx
 
+import graphlr as glr
 from graphlr.modules import Modules
 from graphlr.optim import SGD, Adam, lr_scheduler
-from graphlr.summary import groups_table, modules_tree, table
+from graphlr.summary import groups_rows, html_table, modules_tree, table
 
 
 def linear():
@@ -16,8 +18,12 @@ ATTRIBUTES = {"net": linear(), "heads": [linear(), linear()], "n": 5}
 MODULES = Modules(ATTRIBUTES)
 
 
+def groups_text(modules, optimizers):
+    return table(groups_rows(modules, optimizers))
+
+
 def rows(*optimizers):
-    lines = groups_table(MODULES, optimizers).splitlines()
+    lines = groups_text(MODULES, optimizers).splitlines()
     return [line.split("  ") for line in lines[2:]], lines
 
 
@@ -47,7 +53,7 @@ def test_a_group_says_what_it_holds_and_does():
         {"params": "net.bias", "name": "bias", "frozen": True},
         {"params": ..., "lr_sch": lr_scheduler.StepLR(3), "lr": [0.2, 0.1]},
     ]
-    lines = groups_table(MODULES, [Adam(groups, lr=0.1, lr_scale=0.5)]).splitlines()
+    lines = groups_text(MODULES, [Adam(groups, lr=0.1, lr_scale=0.5)]).splitlines()
     kernel, bias, rest = (line.split() for line in lines[2:])
     assert kernel == ["kernel", "net.kernel", "1,200", "0.05", "0.5", "0.5", "constant"]
     assert bias == ["bias", "net.bias", "60", "frozen", "-", "-", "-"]
@@ -58,19 +64,109 @@ def test_a_group_says_what_it_holds_and_does():
 
 def test_a_rule_without_decay_and_equal_names():
     a, b = SGD("net.*"), SGD("heads.**")
-    names = [line.split()[0] for line in groups_table(MODULES, [a, b]).splitlines()[2:]]
+    names = [line.split()[0] for line in groups_text(MODULES, [a, b]).splitlines()[2:]]
     assert names == ["optimizer0.group0", "optimizer1.group0"]
 
 
 @pytest.mark.filterwarnings("ignore:group 'empty'")
 def test_a_group_of_nothing():
     groups = [{"params": nnx.Dropout(0.5), "name": "empty"}, {"params": ...}]
-    line = groups_table(MODULES, [SGD(groups)]).splitlines()[2]
+    line = groups_text(MODULES, [SGD(groups)]).splitlines()[2]
     assert line.split()[:3] == ["empty", "none", "0"]
 
 
 def test_modules_and_their_sizes():
-    assert modules_tree(ATTRIBUTES).splitlines() == [
-        "  net: Linear, 1,260 in 2 parameters",
-        "  heads: list, 2,520 in 4 parameters",
-    ]
+    net, heads = modules_tree(ATTRIBUTES).splitlines()
+    shapes = "bias float32[60], kernel float32[20, 60]"
+    assert net == f"  net: Linear, 1,260 in 2 parameters: {shapes}"
+    assert heads == (
+        "  heads: list, 2,520 in 4 parameters: 0.bias float32[60], "
+        "0.kernel float32[20, 60], 1.bias float32[60], 1.kernel float32[20, 60]"
+    )
+
+
+def test_large_trees_are_cut():
+    model = glr.models.mobilenet_v2(10, rngs=nnx.Rngs(0))
+    tree = modules_tree({"model": model})
+    assert tree.splitlines()[0] == ("  model: MobileNetV2, 2,236,682 in 158 parameters")
+    assert "1.bias float32[10], 1.kernel float32[1280, 10]" in tree
+    assert "... and 11 more" in tree
+    assert len(tree.splitlines()) < 40
+
+
+class Train(glr.Graph):
+    def __init__(self):
+        super().__init__()
+        self.net = linear()
+        self.add_optimizer(
+            SGD([{"params": "kernel"}, {"params": "bias", "name": "<b>"}])
+        )
+        self.config.skip_nonfinite = True
+
+    def build(self, x, mode="mean"):
+        loss = getattr(self.net(x), mode)()
+        self.backward(loss)
+        return loss
+
+
+X = np.ones((2, 20), np.float32)
+
+
+def test_a_graph_shows_its_programs_and_what_they_cost():
+    graph = Train()
+    assert "compiled for" not in str(graph)
+    graph(X), graph(X, mode="sum"), graph.scan(X[None])
+    text = str(graph)
+    assert "Train (train, step 3; config: skip_nonfinite=20)" in text
+    assert "x float32[2,20]  " in text
+    assert "x float32[2,20], mode the str 'sum'" in text
+    assert "1 steps of x float32[2,20]" in text
+    assert text.count(" kB") >= 3
+    graph(X * np.nan)
+    assert "step 3, 1 skipped" in str(graph)
+
+
+def test_a_notebook_shows_the_same():
+    graph = Train()
+    graph(X)
+    page = graph._repr_html_()
+    for cell in ("group0", "&lt;b&gt;", "x float32[2,20]", "kernel float32[20, 60]"):
+        assert cell in page
+    assert page.count("<table>") == page.count("</table>") == 2
+
+
+def test_a_fault_is_shown_and_does_not_raise():
+    graph = Train()
+    graph._runner.optimizers[0].param_groups[0]["params"] = "krenel"
+    assert "'krenel' matches no parameter" in str(graph)
+    assert "&#x27;krenel&#x27; matches no parameter" in graph._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("level", "seen", "unseen"),
+    [
+        (-1, "", "traced"),
+        (0, "Train: traced in", "group0"),
+        (1, "compiled for", "lambda"),
+        (2, "lambda ;", "HloModule"),
+        (3, "HloModule", "nothing"),
+    ],
+)
+def test_debug_prints_what_is_compiled(level, seen, unseen, capsys):
+    graph = Train()
+    graph.debug(level)
+    graph(X)
+    first = capsys.readouterr().out
+    assert seen in first
+    assert unseen not in first
+    graph(X)
+    assert capsys.readouterr().out == ""
+
+
+def test_no_such_level():
+    with pytest.raises(ValueError, match="debug level is 4: give -1, 0, 1, 2 or 3"):
+        Train().debug(4)
+
+
+def test_tables_in_html():
+    assert html_table([("a",), ("<",)]).endswith("<td>&lt;</td></tr></table>")
