@@ -19,7 +19,7 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.optim import lr_scheduler
-from graphlr.report import History, StepProgress, plot_history
+from graphlr.report import History, StepProgress, plot_history, stats_table
 
 SCHEDULES = {
     "constant": lambda steps: None,
@@ -35,10 +35,12 @@ SCHEDULES = {
 class TrainGraph(glr.Graph):
     """One training step: forward, backward, update of every group."""
 
-    def __init__(self, model, optimizer, schedule):
+    def __init__(self, model, optimizer, schedule, *, amp=None, group_stats=False):
         super().__init__()
         self.model = model
         self.add_optimizer(optimizer, lr_sch=schedule)
+        self.config.amp = amp
+        self.config.group_stats = group_stats
 
     def build(self, image, label):
         """The loss of a batch of images (batch, height, width, 3)."""
@@ -114,7 +116,13 @@ def train(args: argparse.Namespace) -> float:
     per_epoch = data.train.num_batches(args.batch_size)
     steps = args.epochs * per_epoch
     schedule = SCHEDULES[args.schedule](steps)
-    graph = TrainGraph(model, make_optimizer(args, model), schedule)
+    graph = TrainGraph(
+        model,
+        make_optimizer(args, model),
+        schedule,
+        amp=args.amp,
+        group_stats=args.group_stats,
+    )
     evaluate = EvalGraph(model)
 
     device = jax.devices()[0]
@@ -135,6 +143,8 @@ def train(args: argparse.Namespace) -> float:
                     f"epoch {epoch + 1:2d}: loss {float(history.loss[-1]):.4f}, "
                     f"test accuracy {100 * right:.1f} %, {speed:.0f} images/s"
                 )
+                if args.group_stats:
+                    progress.print(stats_table(graph.group_stats))
         except KeyboardInterrupt:
             progress.print(f"stopped at step {graph.step}; the model is as it was then")
     print(graph)
@@ -157,11 +167,12 @@ def train_epoch(
     for image, label in images.batches(args.batch_size, seed=args.seed, epoch=epoch):
         rates, compiled = graph.lr, graph.compiles.count
         loss = graph(shifted(image, rng), label)
-        history.add(loss, rates)
+        history.add(loss, rates, graph.group_stats if args.group_stats else None)
         progress.advance(loss, rates)
         for record in graph.compiles.records[compiled:]:
             seconds = record.trace_seconds + record.compile_seconds
-            progress.print(f"compiled in {seconds:.1f} s: {record.why}")
+            cached = " with the cache" if record.cached else ""
+            progress.print(f"compiled in {seconds:.1f} s{cached}: {record.why}")
     jax.block_until_ready(history.loss[-1])
     seconds = time.perf_counter() - start - (graph.compiles.seconds - before)
     return len(images) / seconds
@@ -233,6 +244,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="cosine",
         help="how the learning rate goes down",
     )
+    add("--amp", choices=["bfloat16", "float16"], help="compute in 16 bits")
+    add(
+        "--group-stats",
+        action="store_true",
+        help="show how far each group's updates move its parameters",
+    )
+    add(
+        "--compile-cache",
+        type=Path,
+        default=glr.runtime.default_cache(),
+        help="folder of compiled programs, for a quick second start; 'off' for none",
+    )
     add("--seed", type=int, default=0, help="of initialisation, dropout and shuffling")
     add("--out", type=Path, default=Path("out"), help="folder of loss_and_lr.png")
     return parser.parse_args(argv)
@@ -240,7 +263,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> float:
     """Run the program; returns the test accuracy."""
-    result = train(parse_args(argv))
+    args = parse_args(argv)
+    off = args.compile_cache == Path("off")
+    glr.runtime.compile_cache(None if off else args.compile_cache)
+    result = train(args)
     print(f"test accuracy {100 * result:.1f} %")
     return result
 

@@ -8,6 +8,7 @@ from graphlr import models as models
 from graphlr import optim as optim
 from graphlr import precision as precision
 from graphlr import report as report
+from graphlr import runtime as runtime
 from graphlr.graph import Graph as Graph
 from graphlr.precision import GradScaler as GradScaler
 from graphlr.precision import StaticGradScaler as StaticGradScaler
@@ -26,4 +27,5 @@ __all__ = [
     "optim",
     "precision",
     "report",
+    "runtime",
 ]

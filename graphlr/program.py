@@ -14,6 +14,7 @@ import jax
 
 from graphlr.groups import listing
 from graphlr.plan import Plan
+from graphlr.runtime import cache_use
 from graphlr.signature import Constant, Signature, check_range, index_limits
 from graphlr.step import Findings, Inputs, Results
 from graphlr.update import State
@@ -21,7 +22,7 @@ from graphlr.update import State
 Step = Callable[[State, Inputs], Results]
 
 # This pass lets XLA's CPU compiler share what is computed twice on purpose.
-_KEEP_REMAT: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+KEEP_REMAT: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 class Compile(NamedTuple):
@@ -31,11 +32,13 @@ class Compile(NamedTuple):
         why: What made it necessary.
         trace_seconds: Time to trace and lower.
         compile_seconds: Time that XLA took.
+        cached: Whether `glr.runtime.compile_cache` had it; None without a cache.
     """
 
     why: str
     trace_seconds: float
     compile_seconds: float
+    cached: bool | None = None
 
 
 class Compiles:
@@ -66,6 +69,16 @@ class Compiles:
         return sum(r.trace_seconds + r.compile_seconds for r in self.records)
 
     @property
+    def hits(self) -> int:
+        """How many were read from `glr.runtime.compile_cache`."""
+        return sum(record.cached is True for record in self.records)
+
+    @property
+    def misses(self) -> int:
+        """How many the cache did not have."""
+        return sum(record.cached is False for record in self.records)
+
+    @property
     def why(self) -> list[str]:
         """What made each necessary."""
         return [record.why for record in self.records]
@@ -78,7 +91,9 @@ class Compiles:
 
     def __repr__(self) -> str:
         why = "; ".join(self.why)
-        return f"{self.count} compiled in {self.seconds:.1f} s: {why or 'nothing yet'}"
+        hits = f" ({self.hits} from the cache)" if self.hits else ""
+        text = f"{self.count} compiled in {self.seconds:.1f} s{hits}"
+        return f"{text}: {why or 'nothing yet'}"
 
 
 class Program(NamedTuple):
@@ -89,12 +104,14 @@ class Program(NamedTuple):
         found: What tracing found out.
         limits: `{position in the batch: size}` of what integer arrays index.
         seconds: Time to trace and to compile.
+        cached: Whether it was read from the cache; None without one.
     """
 
     run: Step
     found: Findings
     limits: dict[int, int]
     seconds: tuple[float, float]
+    cached: bool | None
 
 
 def compile_step(
@@ -124,15 +141,17 @@ def compile_step(
     start = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=(0,) if donate else ())
     traced = jitted.trace(state, inputs)
-    _check_constants(traced.jaxpr.consts, state, inputs, plan)
+    check_constants(traced.jaxpr.consts, state, inputs, plan)
     jaxpr = traced.jaxpr.jaxpr
     batch = jaxpr.invars[len(jaxpr.invars) - len(inputs.batch) :]
     limits = index_limits(jaxpr, {v: i for i, v in enumerate(batch)})
     lowered = traced.lower()
     middle = time.perf_counter()
-    run = lowered.compile(_KEEP_REMAT if remat else None)
+    with cache_use() as use:
+        run = lowered.compile(KEEP_REMAT if remat else None)
     end = time.perf_counter()
-    return Program(run, found, limits, (middle - start, end - middle))
+    seconds = (middle - start, end - middle)
+    return Program(run, found, limits, seconds, use.get("hit"))
 
 
 def cost_of(program: Program) -> dict[str, float]:
@@ -155,7 +174,7 @@ def cost_of(program: Program) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _check_constants(
+def check_constants(
     constants: Sequence[Any], state: State, inputs: Inputs, plan: Plan
 ) -> None:
     """Refuse a model that `build` reads through a name other than self's."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+Stats = Mapping[str, Mapping[str, float]]
 
 
 @dataclasses.dataclass
@@ -30,6 +34,8 @@ class History:
         loss: Loss at each step; device arrays are fine, they are read when drawn.
         lr: Learning rate of each group at each step.
         accuracy: `{updates applied: test accuracy from 0 to 1}`.
+        update_ratio: For each group the norm of the update over that of the parameters
+            at each step, from `graph.group_stats`.
 
     Example:
         >>> history = History()
@@ -42,13 +48,21 @@ class History:
     loss: list[Any] = dataclasses.field(default_factory=list)
     lr: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     accuracy: dict[int, float] = dataclasses.field(default_factory=dict)
+    update_ratio: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
-    def add(self, loss: Any, lr: Mapping[str, float]) -> None:
-        """Note one step: its loss and the learning rates it used."""
-        for name in {**self.lr, **lr}:
-            rates = self.lr.setdefault(name, [math.nan] * len(self.loss))
-            rates.append(lr.get(name, math.nan))
+    def add(
+        self, loss: Any, lr: Mapping[str, float], stats: Stats | None = None
+    ) -> None:
+        """Note one step: its loss, the learning rates it used, its `group_stats`."""
+        self._note(self.lr, lr)
+        ratios = {name: group["update_ratio"] for name, group in (stats or {}).items()}
+        self._note(self.update_ratio, ratios)
         self.loss.append(loss)
+
+    def _note(self, curves: dict[str, list[float]], now: Mapping[str, float]) -> None:
+        for name in {**curves, **now}:
+            curve = curves.setdefault(name, [math.nan] * len(self.loss))
+            curve.append(now.get(name, math.nan))
 
 
 class StepProgress:
@@ -103,13 +117,33 @@ class StepProgress:
             self._shown = now
         self._progress.update(self._task, advance=1, text=self.text)
 
-    def print(self, text: str) -> None:
-        """Print a line above the bar."""
+    def print(self, text: str | Table) -> None:
+        """Print a line or a table above the bar."""
         self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+
+def stats_table(stats: Stats) -> Table:
+    """A table of `graph.group_stats`, for `StepProgress.print` or `rich.print`.
+
+    Example:
+        >>> row = {"grad_norm": 2.0, "update_norm": 0.1, "update_ratio": 0.001}
+        >>> table = stats_table({"head": {**row, "lr": 0.05}})
+        >>> [column.header for column in table.columns]
+        ['group', 'grad_norm', 'update_norm', 'update_ratio', 'lr']
+    """
+    table = Table("group", box=SIMPLE)
+    for column in next(iter(stats.values()), {}):
+        table.add_column(column, justify="right")
+    for name, group in stats.items():
+        table.add_row(name, *(f"{value:.3g}" for value in group.values()))
+    return table
 
 
 def plot_history(history: History, path: str | Path) -> Path:
     """Draw loss, test accuracy and every group's learning rate against the step.
+
+    Below them, if there are any, the ratios of every group's update to its parameters:
+    near 1e-3 is usual; a group far above is too fast, one far below hardly learns.
 
     Args:
         history: What happened.
@@ -124,8 +158,9 @@ def plot_history(history: History, path: str | Path) -> Path:
     """
     if not history.loss:
         raise ValueError("history is empty: history.add(loss, graph.lr) at each step")
-    figure = _figure(8, 6)
-    above, below = figure.subplots(2, sharex=True)
+    ratios = history.update_ratio
+    figure = _figure(8, 8 if ratios else 6)
+    above, below, *rest = figure.subplots(3 if ratios else 2, sharex=True)
     steps = range(len(history.loss))
     above.plot(steps, [float(loss) for loss in history.loss], lw=0.8, label="loss")
     above.set(ylabel="loss", yscale="log")
@@ -134,7 +169,10 @@ def plot_history(history: History, path: str | Path) -> Path:
         percent = [100 * value for value in history.accuracy.values()]
         right.plot([*history.accuracy], percent, "C1o-", ms=4)
         right.set_ylabel("test accuracy, %", color="C1")
-    _draw_lr(below, history.lr)
+    _draw(below, history.lr, "learning rate")
+    if ratios:
+        _draw(rest[0], ratios, "update / parameters")
+        rest[0].set(yscale="log")
     above.grid(alpha=0.3)
     return _save(figure, path)
 
@@ -166,7 +204,8 @@ def plot_lr(
     if steps < 1:
         raise ValueError(f"steps is {steps}: plot_lr(optimizer, lr_sch, steps=1000)")
     figure = _figure(8, 3.5)
-    _draw_lr(figure.subplots(), optimizer.sample_lr(steps, lr_sch=lr_sch))
+    rates = optimizer.sample_lr(steps, lr_sch=lr_sch)
+    _draw(figure.subplots(), rates, "learning rate")
     if path is not None:
         _save(figure, path)
     return figure
@@ -182,12 +221,12 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _draw_lr(axes: Any, lr: Mapping[str, Sequence[float]]) -> None:
-    for name, rates in lr.items():
-        axes.plot(range(len(rates)), rates, label=name)
-    axes.set(xlabel="step", ylabel="learning rate")
+def _draw(axes: Any, curves: Mapping[str, Sequence[float]], label: str) -> None:
+    for name, curve in curves.items():
+        axes.plot(range(len(curve)), curve, label=name)
+    axes.set(xlabel="step", ylabel=label)
     axes.grid(alpha=0.3)
-    if lr:
+    if curves:
         axes.legend()
 
 

@@ -188,7 +188,8 @@ class Runner:
                 f"while tracing {self.name}.build with {listed or 'no arguments'}"
             )
             raise
-        self.compiles.records.append(Compile(why, *program.seconds))
+        record = Compile(why, *program.seconds, program.cached)
+        self.compiles.records.append(record)
         self.programs[signature, steps] = program
         _log.info("compiled %s in %.1f s: %s", self.name, sum(program.seconds), why)
         if self.on_compile is not None:

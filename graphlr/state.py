@@ -108,7 +108,7 @@ def load_arrays(
 ) -> Loaded:
     """Take Variables, slots and step counts over: all of them or, on an error, none."""
     expected = {**_expected(plan, optimizers), **memory}
-    missing, unexpected = _check(state, expected, strict)
+    missing, unexpected = check(state, expected, strict)
     slots = {key[6:]: x for key, x in state.items() if key.startswith("slots.")}
     flat = [
         layout.flat(slots, None if strict else optimizer.slots)
@@ -206,10 +206,14 @@ def _like(value: Any, old: Any) -> jax.Array:
     return jnp.array(value, old.dtype)
 
 
-def _check(
+def check(
     state: Mapping[str, Any], expected: Mapping[str, Any], strict: bool
 ) -> tuple[list[str], list[str]]:
-    """Keys that are missing and unexpected; an error if strict or of other shapes."""
+    """Keys that are missing and unexpected; an error if strict or of other shapes.
+
+    Raises:
+        StateError: Entries of `state` aren't what is `expected`, by name.
+    """
     faults, remedy = [], "strict=False takes what fits by name"
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]

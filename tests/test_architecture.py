@@ -14,6 +14,7 @@ ROOMS = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 # From the bottom up: a room may import those before it.
 ORDER = [
+    "runtime",
     "selectors",
     "groups",
     "modules",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import graphlr as glr
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -24,9 +26,10 @@ def test_mobilenetv2_help(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for option in (
-        "--data", "--data-dir", "--epochs", "--batch-size", "--optimizer", "--lr",
-        "--features-lr-scale", "--classifier-lr-scale", "--schedule", "--seed", "--out",
-    ):  # fmt: skip
+        *("--data", "--data-dir", "--epochs", "--batch-size", "--optimizer", "--lr"),
+        *("--features-lr-scale", "--classifier-lr-scale", "--schedule", "--seed"),
+        *("--out", "--amp", "--group-stats", "--compile-cache"),
+    ):
         assert option in text
 
 
@@ -59,6 +62,9 @@ def test_mobilenetv2_trains_prints_and_draws(tmp_path, capsys):
             "adam",
             "--schedule",
             "step",
+            "--group-stats",
+            "--compile-cache",
+            "off",
             "--out",
             str(out),
         ]
@@ -68,14 +74,20 @@ def test_mobilenetv2_trains_prints_and_draws(tmp_path, capsys):
     assert 0 <= accuracy <= 1
     assert lines[0].startswith("device: ")
     text = "\n".join(lines)
-    for part in ("features", "classifier", "lr_scale", "compiled in", "images/s"):
+    for part in (
+        *("features", "classifier", "lr_scale", "compiled in", "images/s"),
+        "update_ratio",
+    ):
         assert part in text
     assert (out / "loss_and_lr.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_mobilenetv2_default_run_reaches_97_percent(tmp_path):
-    assert load("mobilenetv2").main(["--out", str(tmp_path)]) >= 0.97
+    cache = str(tmp_path / "cache")
+    argv = ["--out", str(tmp_path), "--compile-cache", cache]
+    assert load("mobilenetv2").main(argv) >= 0.97
+    glr.runtime.compile_cache(None)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Progress and pictures, from plain data."""
 
 import io
+import math
 import sys
 
 import jax.numpy as jnp
@@ -10,7 +11,13 @@ from rich.console import Console
 
 from graphlr.optim import SGD
 from graphlr.optim.lr_scheduler import ConstantLR, CosineDecayLR, StepLR
-from graphlr.report import History, StepProgress, plot_history, plot_lr
+from graphlr.report import (
+    History,
+    StepProgress,
+    plot_history,
+    plot_lr,
+    stats_table,
+)
 
 
 def history(steps=3, **groups):
@@ -139,3 +146,35 @@ def test_what_is_drawn_is_what_the_optimizer_says():
     rates = optimizer.sample_lr(12)
     for step in range(12):
         assert {k: v[step] for k, v in rates.items()} == optimizer.lr(step)
+
+
+STATS = {
+    "body": {"grad_norm": 2.0, "update_norm": 0.5, "update_ratio": 1e-3, "lr": 0.1},
+    "head": {"grad_norm": 4.0, "update_norm": 1.5, "update_ratio": 2e-2, "lr": 0.2},
+}
+
+
+def test_a_table_of_what_the_groups_do():
+    out = io.StringIO()
+    with StepProgress(1, Console(file=out, width=80)) as progress:
+        progress.print(stats_table(STATS))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["group", "grad_norm", "update_norm", "update_ratio", "lr"] in lines
+    assert ["head", "4", "1.5", "0.02", "0.2"] in lines
+    assert stats_table({}).row_count == 0
+
+
+def test_ratios_are_noted_and_drawn(tmp_path):
+    made = History()
+    made.add(1.0, {"body": 0.1})
+    made.add(1.0, {"body": 0.1}, STATS)
+    assert made.update_ratio["head"][1] == 2e-2
+    assert math.isnan(made.update_ratio["head"][0])
+    plain = is_png(plot_history(history(), tmp_path / "plain.png"))
+    assert plain
+    assert is_png(plot_history(made, tmp_path / "ratios.png"))
+    heights = [
+        int.from_bytes((tmp_path / name).read_bytes()[20:24], "big")
+        for name in ("plain.png", "ratios.png")
+    ]
+    assert heights[1] > heights[0]
