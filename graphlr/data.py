@@ -199,6 +199,41 @@ def cifar10(root: str | os.PathLike[str] = "data", *, download: bool = True) -> 
     return Dataset(train, test, tuple(_CIFAR10_CLASSES.split()))
 
 
+def pad(size: int, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Bring a smaller batch to `size`, so that nothing is compiled for it.
+
+    The last entry is repeated, so that no value is out of range. Weigh with the mask
+    what you sum: `(loss * mask).sum() / mask.sum()`. BatchNorm in train mode does count
+    the entries that were added.
+
+    Args:
+        size: Of the batch that comes out.
+        arrays: Each (n, ...) with the same n, 1 to `size`.
+
+    Returns:
+        The arrays, (size, ...), and the mask, float32[size]: 1 for the entries given, 0
+        for those added.
+
+    Raises:
+        ValueError: The arrays differ in size, are empty or larger than `size`.
+
+    Example:
+        >>> image, mask = pad(3, np.array([[1.0], [2.0]]))
+        >>> image.ravel().tolist(), mask.tolist()
+        ([1.0, 2.0, 2.0], [1.0, 1.0, 0.0])
+    """
+    sizes = {len(array) for array in arrays}
+    if len(sizes) != 1 or not 1 <= max(sizes) <= size:
+        raise ValueError(
+            f"pad({size}, ...) takes arrays of one size from 1 to {size}, not "
+            f"{sorted(sizes)}"
+        )
+    (n,) = sizes
+    indices = np.minimum(np.arange(size), n - 1)
+    mask = (np.arange(size) < n).astype(np.float32)
+    return (*(np.asarray(array)[indices] for array in arrays), mask)
+
+
 def _download(archive: Path) -> None:
     wrap_file = importlib.import_module("rich.progress").wrap_file
     part = archive.with_name(f"{archive.name}.{os.getpid()}.part")

@@ -169,6 +169,13 @@ class Runner:
             if steps != length:
                 why = f"{steps} steps in one run" if steps else "one step in a run"
         self.config.fix(training=bool(self.optimizers))
+        if self.config.amp == "float16" and self.optimizers and self.scaler is None:
+            warnings.warn(
+                "config.amp = 'float16' without a loss scale: small gradients become "
+                "zero. self.set_grad_scaler(glr.GradScaler()) in __init__, or "
+                "'bfloat16', which needs none",
+                stacklevel=4,
+            )
         signature.check_parts(self.config.gradient_accumulation_steps, self.build)
         step, found = self.step(plan, signature)
         try:

@@ -1,10 +1,13 @@
 """Groups as a compiled step sees them: specs, the vector of numbers, learning rates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import graphlr as glr
 from graphlr.optim import lr_scheduler
@@ -50,7 +53,8 @@ def test_a_number_leaves_the_specs_alone(key, value):
         ("grad_centralization", True),
         ("clip_grad_max_norm", 1.0),
         ("lr_sch", lr_scheduler.StepLR(2)),
-        ("lr", lr_scheduler.StepLR(2)),
+        ("lr", [0.2, 0.1]),
+        ("weight_decay", [0.2, 0.1]),
         ("params", "b"),
     ],
 )
@@ -141,3 +145,97 @@ def test_the_groups_own_schedule_goes_before_the_optimizers():
 def test_clip_comes_before_the_rule_and_after_centralization():
     optimizer = make(glr.optim.SGD, clip_grad_max_norm=0.5)
     assert step_of(optimizer, g=8.0) == pytest.approx(-0.05 * 0.5, rel=1e-4)
+
+
+# --- schedules of hyperparameters -----------------------------------------------------
+
+
+def halves(step):
+    return 0.5 ** (1 + step)
+
+
+CURVES = [
+    halves,
+    [0.5, 0.25, 0.125],
+    functools.partial(lr_scheduler.StepLR(1, 0.5), 0.5),
+]
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=["function", "table", "partial"])
+@pytest.mark.parametrize("key", ["weight_decay", "eps"])
+def test_a_number_may_be_a_curve(key, curve):
+    curved = make(**{key: curve})
+    for step in range(3):
+        plain = make(**{key: halves(step)})
+        assert step_of(curved, step) == pytest.approx(step_of(plain, step), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [glr.optim.SGD, glr.optim.RMSprop])
+@pytest.mark.parametrize("curve", CURVES, ids=["function", "table", "partial"])
+def test_momentum_may_be_a_curve(kind, curve):
+    assert_follows({"momentum": curve}, lambda t: {"momentum": halves(t)}, kind)
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=["function", "table", "partial"])
+def test_beta1_may_be_a_curve(curve):
+    betas = {"betas": (curve, 0.99)}
+    assert_follows(betas, lambda t: {"betas": (halves(t), 0.99)}, glr.optim.AdamW)
+
+
+def assert_follows(curved, at, kind):
+    """A curve equals the same numbers set by hand before each step."""
+
+    class Train(glr.Graph):
+        def __init__(self, keys):
+            super().__init__()
+            self.model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+            self.optimizer_of = {}
+            self.optimizer_of["it"] = kind(self.model, lr=0.1, **keys)
+            self.add_optimizer(self.optimizer_of["it"])
+
+        def build(self, x):
+            loss = (self.model(x) ** 2).mean()
+            self.backward(loss)
+            return loss
+
+    x = np.ones((4, 3), np.float32)
+    curve, hand = Train(curved), Train(at(0))
+    for t in range(4):
+        hand.optimizer_of["it"].param_groups[0].update(at(min(t, 2)))
+        curve(x), hand(x)
+        if t < 3:
+            for a, b in zip(
+                *(map(np.asarray, weights(g)) for g in (curve, hand)), strict=True
+            ):
+                np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert curve.compiles.count == hand.compiles.count == 1
+    curve.state_dict()
+
+
+def weights(graph):
+    return graph.model.kernel.get_value(), graph.model.bias.get_value()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"lr": lr_scheduler.StepLR(2)}, r"write lr=0.1, lr_sch=StepLR\(step_size=2\)"),
+        ({"weight_decay": lr_scheduler.StepLR(2)}, r"functools.partial\(StepLR\("),
+        ({"weight_decay": [-1.0]}, "values"),
+        (
+            {"weight_decay": lambda step: -1.0 - step},
+            "Invalid weight_decay value: -1.0",
+        ),
+        ({"betas": (lambda step: 1.5, 0.9)}, "Invalid beta parameter at index 0: 1.5"),
+    ],
+)
+def test_bad_curves_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        make(**keys)
+
+
+def test_two_schedules_of_one_momentum():
+    schedule = lr_scheduler.OneCycleLR(max_lr=0.1, total_steps=9)
+    optimizer = make(glr.optim.SGD, momentum=halves, lr_sch=schedule)
+    with pytest.raises(ValueError, match=r"'a': both .* give the momentum"):
+        step_of(optimizer)

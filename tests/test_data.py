@@ -16,7 +16,9 @@ import urllib.request
 
 import numpy as np
 import pytest
+from flax import nnx
 
+import graphlr as glr
 from graphlr import data
 from graphlr.data import Dataset, Images, cifar10, digits
 
@@ -636,3 +638,34 @@ def test_import_loads_neither_scikit_learn_nor_rich_nor_jax():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# --- the last batch -------------------------------------------------------------------
+
+
+def test_a_padded_batch_needs_no_compilation_and_counts_right():
+    class Evaluate(glr.Graph):
+        def __init__(self):
+            super().__init__()
+            self.model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+        def build(self, x, label, mask):
+            logits = self.model(x)
+            right = (logits.argmax(-1) == label) * mask
+            return right.sum(), (logits.sum(-1) * mask).sum() / mask.sum()
+
+    graph, rng = Evaluate(), np.random.default_rng(0)
+    for n in (8, 3, 1):
+        x = rng.normal(size=(n, 3)).astype(np.float32)
+        label = rng.integers(0, 4, n)
+        right, mean = graph(*data.pad(8, x, label))
+        logits = np.asarray(graph.model(x))
+        assert right == (logits.argmax(-1) == label).sum()
+        np.testing.assert_allclose(mean, logits.sum(-1).mean(), rtol=1e-5)
+    assert graph.compiles.count == 1
+
+
+@pytest.mark.parametrize("sizes", [(9,), (0,), (3, 4), ()])
+def test_pad_refuses_other_sizes(sizes):
+    with pytest.raises(ValueError, match=r"arrays of one size from 1 to 8"):
+        data.pad(8, *(np.zeros((n, 2)) for n in sizes))

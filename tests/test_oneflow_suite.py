@@ -542,10 +542,8 @@ def test_a_clip_comes_before_every_rule():
         assert graph.compiles.count == 1
         return values(graph.model)
 
-    want = trained(norms, None)
-    assert_close(trained(grads, 1.0), want, rtol=1e-5, atol=1e-6)
-    differ = trained(grads, None)
-    assert not any(np.allclose(differ[k], want[k], 1e-3) for k in kinds if k == "SGD")
+    assert all(np.linalg.norm(g) > 1.1 for g in grads[0].values())
+    assert_close(trained(grads, 1.0), trained(norms, None), rtol=1e-5, atol=1e-6)
 
 
 # --- clips ----------------------------------------------------------------------------
@@ -626,13 +624,15 @@ def loop(model, lr, momentum, parts, steps, x, y):
     graphdef, params = nnx.split(model, nnx.Param)
     buffers = jax.tree.map(jnp.zeros_like, params)
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(params, x, y):
         return ((nnx.merge(graphdef, params)(x) - y) ** 2).mean() / parts
 
     losses = []
     for _ in range(steps):
         pairs = zip(np.split(x, parts), np.split(y, parts), strict=True)
-        found = [jax.value_and_grad(loss)(params, *pair) for pair in pairs]
+        found = [loss(params, *pair) for pair in pairs]
         losses.append([float(value) * parts for value, _ in found])
         grads = jax.tree.map(lambda *g: sum(g), *[g for _, g in found])
         buffers = jax.tree.map(lambda b, g: momentum * b + g, buffers, grads)
@@ -795,10 +795,12 @@ def test_tied_weights():
     graph = Sum(model, SGD("**", lr=0.1, momentum=0.9))
     graph(x)
 
-    def loss(kernel):
+    @jax.jit
+    @jax.grad
+    def gradient(kernel):
         return ((x @ kernel + other) @ kernel + other).sum()
 
-    want = kernel - 0.1 * jax.grad(loss)(kernel)
+    want = kernel - 0.1 * gradient(kernel)
     np.testing.assert_allclose(model.embed.kernel.get_value(), want, rtol=1e-4)
     assert model.head.kernel is model.embed.kernel
     kernels = [key for key in graph.state_dict() if "kernel" in key]
@@ -825,13 +827,15 @@ def test_two_train_graphs_and_one_to_evaluate():
     graphdef, params = nnx.split(MLP(), nnx.Param)
     buffers = jax.tree.map(jnp.zeros_like, params)
 
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params):
         return ((nnx.merge(graphdef, params)(X) - Y) ** 2).mean()
 
     for _ in range(3):
         for graph, name in ((body, "body"), (head, "head")):
             graph(X, Y)
-            grads = jax.grad(loss)(params)
+            grads = gradient(params)
             buffers[name] = jax.tree.map(
                 lambda b, g: 0.9 * b + g, buffers[name], grads[name]
             )
@@ -934,15 +938,18 @@ def test_losses(name):
     model = MLP()
     graphdef, params = nnx.split(MLP(), nnx.Param)
     graph = Loss(model, SGD("**", lr=0.1))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        return LOSSES[name](nnx.merge(graphdef, params)(X))
+
     for _ in range(2):
-        value, grads = jax.value_and_grad(
-            lambda params: LOSSES[name](nnx.merge(graphdef, params)(X))
-        )(params)
+        value, grads = loss(params)
         params = jax.tree.map(lambda w, g: w - 0.1 * g, params, grads)
         np.testing.assert_allclose(graph(X), value, rtol=1e-5)
-    assert_close(
-        values(model), values(nnx.merge(graphdef, params)), rtol=1e-4, atol=1e-6
-    )
+    want = values(nnx.merge(graphdef, params))
+    assert_close(values(model), want, rtol=1e-4, atol=1e-6)
     assert graph.compiles.count == 1
 
 
@@ -1154,7 +1161,7 @@ PAGE = (HERE.parent / "docs" / "from_oneflow.md").read_text()
 
 
 def test_options_of_jax_that_are_named_exist():
-    names = set(re.findall(r"`(jax_\w+)", PAGE))
+    names = set(re.findall(r"[`\"](jax_\w+)", PAGE))
     assert names
     for name in names:
         assert hasattr(jax.config, name), name

@@ -77,6 +77,7 @@ def dtypes(**config):
     }
 
 
+@pytest.mark.filterwarnings("ignore:config.amp = 'float16' without a loss scale")
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_everything_but_norms_statistics_and_losses_is_low(amp):
     assert dtypes(amp=amp) == {
@@ -264,6 +265,11 @@ def test_a_tiny_gradient_survives_float16_only_when_scaled():
 
     assert moved(None) == 0
     assert moved(GradScaler(init_scale=2.0**15)) > 0
+
+
+def test_float16_without_a_scale_is_a_warning():
+    with pytest.warns(UserWarning, match=r"set_grad_scaler\(glr.GradScaler\(\)\)"):
+        Train(Net({}), amp="float16")(X, Y)
 
 
 def test_the_scale_is_saved_and_resumed():

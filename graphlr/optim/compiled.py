@@ -152,6 +152,13 @@ def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
     momentum = spec.schedule.momentum(step) if spec.schedule else None
     if momentum is None:
         return hyper
+    key = "momentum" if "momentum" in hyper else "betas"
+    given = dict(spec.flags).get(key)
+    if isinstance(given[0] if isinstance(given, tuple) else given, Schedule):
+        raise ValueError(
+            f"group {spec.name!r}: both {key} and {spec.schedule} give the momentum: "
+            "give the schedule cycle_momentum=False, or a number for the other"
+        )
     if "momentum" in hyper:
         return {**hyper, "momentum": momentum}
     if "betas" in hyper:

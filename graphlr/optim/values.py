@@ -168,8 +168,6 @@ def check_value(key: str, value: Any, default: Any) -> Any:
                 f"lr is a list of groups, {value!r}: all groups go into one list, the "
                 "first argument, SGD([{'params': ...}, {'params': ...}], lr=0.1)"
             )
-        plain = np.ndim(value) == 0 and not callable(value)
-        return check_number(key, value) if plain else as_schedule(value)
     if key == "lr_sch":
         return None if value is None else as_schedule(value)
     if key == "betas":
