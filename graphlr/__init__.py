@@ -2,6 +2,7 @@
 
 from graphlr import average as average
 from graphlr import data as data
+from graphlr import export as export
 from graphlr import groups as groups
 from graphlr import layers as layers
 from graphlr import models as models
@@ -21,6 +22,7 @@ __all__ = [
     "StaticGradScaler",
     "average",
     "data",
+    "export",
     "groups",
     "layers",
     "models",

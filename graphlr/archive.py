@@ -113,8 +113,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, bytes]
     for name, data in parts.items():
         if hashlib.sha256(data).hexdigest() != listed[name]["sha256"]:
             raise ArchiveError(
-                f"{path} is damaged: its part {name} ({len(data)} bytes) isn't what was "
-                "written: copy or export it again"
+                f"{path} is damaged: its part {name} ({len(data)} bytes) isn't what "
+                "was written: copy or export it again"
             )
     return manifest, parts
 

@@ -101,6 +101,9 @@ skip_nonfinite.
             )
         self.__dict__[name] = _CHECKS.get(name, _flag)(name, value)
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(unknown_key(name, _DEFAULTS, "config"))
+
     def __repr__(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.changed().items()) or "defaults"
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.nnx.tracers import TraceState
 
+from graphlr import export as exports
 from graphlr import state as states
 from graphlr import summary
 from graphlr.config import Config
@@ -23,6 +24,7 @@ from graphlr.optim.optimizer import Optimizer
 from graphlr.precision import GradScaler, Scaler, StaticGradScaler
 from graphlr.program import Compiles, cost_of
 from graphlr.runner import Runner, one_at_a_time
+from graphlr.scan import stacked
 from graphlr.signature import jitting_is_off
 from graphlr.state import Loaded
 from graphlr.update import STATS
@@ -86,6 +88,11 @@ class Graph:
 
     def backward(self, loss: Any) -> None:
         """Mark a scalar to differentiate, inside `build`; several calls add up.
+
+        Each loss reaches every trained parameter it depends on. Two players that train
+        against each other keep apart with `jax.lax.stop_gradient`: of an image, or of a
+        whole module, `judge = stop_gradient(self.discriminator)`; see
+        `examples/gan.py`.
 
         Raises:
             RuntimeError: Outside `build`, or in a graph without optimizer.
@@ -153,6 +160,12 @@ class Graph:
                 f"which {schedule} would replace there too: make an optimizer of its "
                 "own for this graph, or set optimizer.lr_sch"
             )
+        own = optimizer.defaults["lr_sch"]
+        if lr_sch is not None and own is not None:
+            raise ValueError(
+                f"two schedules, {own} of the optimizer and {schedule} of "
+                "add_optimizer: give one of them"
+            )
         optimizer.lr_sch = schedule
         runner.optimizers.append(optimizer)
         runner.plan = None
@@ -193,7 +206,11 @@ class Graph:
             return self._runner.call(args, kwargs)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
-        """The same step operation by operation, for prints, breakpoints, tracebacks."""
+        """The same step operation by operation, for prints, breakpoints, tracebacks.
+
+        Values can be printed; inside a graph with an optimizer `float(x)` can't be
+        taken of what the loss depends on, because it is being differentiated.
+        """
         with one_at_a_time:
             return self._runner.eager(args, kwargs)
 
@@ -212,7 +229,7 @@ class Graph:
         Raises:
             ValueError: The leading axes are missing or differ.
         """
-        args, kwargs = _stacked(self.build, args, kwargs)
+        args, kwargs = stacked(self.build, args, kwargs)
         with one_at_a_time:
             return self._runner.scan(args, kwargs)
 
@@ -250,6 +267,30 @@ class Graph:
         """
         with one_at_a_time:
             return cost_of(self._runner.prepared(args, kwargs))
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        /,
+        *args: Any,
+        symbolic: bool | None = None,
+        platforms: Sequence[str] = exports.PLATFORMS,
+        **kwargs: Any,
+    ) -> None:
+        """Write the step and its state as a file that needs no Python code of a model.
+
+        `glr.export.load(path)` gives an object that is called like the graph; a path in
+        `.onnx` gets a forward pass. What no file holds is an ExportError, a ValueError.
+
+        Args:
+            path: Of the file; what was there is kept until all is written.
+            args: As for `compile`; without any the last signature compiled.
+            symbolic: Whether for any batch size (None: if it can be traced so).
+            platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu".
+            kwargs: Likewise.
+        """
+        with one_at_a_time:
+            exports.save(self._runner, path, args, kwargs, symbolic, platforms)
 
     def debug(self, level: int = 1) -> None:
         """Print what is compiled, from now on.
@@ -442,18 +483,3 @@ class Graph:
         bound = copy.copy(self)
         bound.__dict__.update(attributes, _losses=losses, _trace=TraceState())
         return bound.build
-
-
-def _stacked(build: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Arguments of `scan` with the leading axis, however the batches were given."""
-    if kwargs or len(args) != 1 or not isinstance(args[0], list | tuple):
-        return args, kwargs
-    (batches,) = args
-    if isinstance(batches, list):
-        batches = [b if isinstance(b, tuple) else (b,) for b in batches]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches), kwargs
-    try:
-        inspect.signature(build).bind(*args)
-    except TypeError:
-        return batches, kwargs
-    return args, kwargs

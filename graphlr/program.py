@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import gc
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from graphlr.groups import listing
 from graphlr.plan import Plan
@@ -190,6 +193,16 @@ def check_constants(
             f"build() uses {listing(captured)} as a constant, because it reaches the "
             "module by a name other than self's; it would neither train nor change. "
             "Hold the module as an attribute and write self.model(image)"
+        )
+    loose = [c for c in constants if isinstance(c, jax.Array)]
+    held = gc.get_referrers(*loose) if loose else []  # it looks at every object
+    strangers = [v for v in held if isinstance(v, nnx.Variable) and id(v) not in names]
+    if strangers:
+        warnings.warn(
+            f"build() uses {len(strangers)} Variables of modules that no attribute of "
+            "the graph holds as constants: they don't train, and later changes of them "
+            "are not seen. self.teacher = teacher in __init__",
+            stacklevel=2,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.core import Tracer
 
 from graphlr import memory as memories
 from graphlr import signature as arguments
@@ -191,6 +192,8 @@ class Runner:
         except Exception as error:
             given = signature.describe(self.build).items()
             listed = ", ".join(f"{key}: {kind}" for key, kind in given)
+            if isinstance(error, AttributeError) and "backward" in str(error):
+                error.add_note("in build() it is self.backward(loss)")
             error.add_note(
                 f"while tracing {self.name}.build with {listed or 'no arguments'}"
             )
@@ -235,7 +238,12 @@ class Runner:
             check_ranges(program.limits, batch, signature, self.build)
         try:
             return self.run(plan, program.run, program.found, batch)
-        except (TypeError, ValueError):  # raised before anything runs
+        except (TypeError, ValueError) as error:  # raised before anything runs
+            if any(isinstance(array, Tracer) for array in batch):
+                raise TypeError(
+                    f"{self.name} is called inside jax.jit, jax.grad or a build(): a "
+                    "graph is a whole step. Call its module there, self.model(x)"
+                ) from error
             if not known:
                 raise
         plan = self._replan("the dtype, shape or placement of a Variable changed")

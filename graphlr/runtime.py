@@ -74,6 +74,7 @@ def compile_cache(directory: str | Path | None) -> Path | None:
             path = None
     _config.update("jax_compilation_cache_dir", None if path is None else str(path))
     _config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache.reset_cache()
     if not _events:
         jax.monitoring.register_event_listener(_note)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from graphlr.program import Step
@@ -45,3 +47,18 @@ def scanned(step: Step, found: Findings) -> Step:
         return Results(outputs, [extras[i] for i in found.changed], state, report)
 
     return many
+
+
+def stacked(build: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments of `scan` with the leading axis, however the batches were given."""
+    if kwargs or len(args) != 1 or not isinstance(args[0], list | tuple):
+        return args, kwargs
+    (batches,) = args
+    if isinstance(batches, list):
+        batches = [b if isinstance(b, tuple) else (b,) for b in batches]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches), kwargs
+    try:
+        inspect.signature(build).bind(*args)
+    except TypeError:
+        return batches, kwargs
+    return args, kwargs

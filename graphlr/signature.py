@@ -109,10 +109,12 @@ class Signature(NamedTuple):
         sizes = self._leading(build)
         for name, size in sizes.items():
             if size % parts:
+                less = size - size % parts
+                fits = f"{less} or {less + parts}" if less else f"{parts}"
                 raise ValueError(
                     f"argument {name} has {size} entries, which don't divide into "
                     f"config.gradient_accumulation_steps = {parts} parts: give a batch "
-                    f"of {size - size % parts} or {size - size % parts + parts}"
+                    f"of {fits}"
                 )
         if len(set(sizes.values())) > 1:
             raise ValueError(
@@ -156,6 +158,11 @@ class Signature(NamedTuple):
         ]
         if self.wide != other.wide:
             changed.append("64-bit types " + ("on" if self.wide else "off"))
+        weak = [getattr(kind, "weak_type", False) for kind in self.kinds]
+        if not changed and weak != [
+            getattr(k, "weak_type", False) for k in other.kinds
+        ]:
+            changed.append("a Python number in place of an array, or the reverse")
         return ", ".join(changed) or "the structure of the arguments"
 
 
@@ -256,8 +263,10 @@ def _name(path: Any, positions: list[str]) -> str:
         name = first.key
     elif first.idx < len(positions) and not positions[first.idx].startswith("*"):
         name = positions[first.idx]
-    else:  # what `*rest` takes
-        name = f"{positions[-1].lstrip('*')}[{first.idx - len(positions) + 1}]"
+    elif positions and positions[-1].startswith("*"):
+        name = f"{positions[-1][1:]}[{first.idx - len(positions) + 1}]"
+    else:  # one too many, which Python's own message will say
+        name = f"args[{first.idx}]"
     return name + jax.tree_util.keystr(tuple(rest))
 
 

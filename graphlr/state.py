@@ -67,14 +67,14 @@ def state_dict(
     """Everything that training changes; arrays that no later step touches."""
     modules = plan.modules
     arrays = zip(modules.paths, read(modules.variables), strict=True)
-    state: dict[str, Any] = {path: _plain(array) for path, array in arrays}
+    state: dict[str, Any] = {path: plain(array) for path, array in arrays}
     for optimizer, layout in zip(optimizers, plan.layouts, strict=False):
         named = layout.named(optimizer.slots)
         state |= {f"slots.{key}": array for key, array in named.items()}
     state |= {key: group[field] for key, group, field in _fields(optimizers)}
     state |= _members(plan, optimizers)
     counts = [optimizer.step for optimizer in optimizers]
-    return {**state, **memory, **dict(zip(_steps(optimizers), counts, strict=True))}
+    return {**state, **memory, **dict(zip(step_keys(optimizers), counts, strict=True))}
 
 
 @contextlib.contextmanager
@@ -119,7 +119,7 @@ def load_arrays(
             (old,) = read([variable])
             write([variable], [_like(state[path], old)])
     for key, optimizer, arrays in zip(
-        _steps(optimizers), optimizers, flat, strict=True
+        step_keys(optimizers), optimizers, flat, strict=True
     ):
         optimizer.slots = arrays
         optimizer.step = int(state.get(key, optimizer.step))
@@ -145,7 +145,7 @@ def _loaded(state: Mapping[str, Any], prefix: str, group: ParamGroup) -> dict[st
     return fields
 
 
-def _steps(optimizers: Sequence[Optimizer]) -> list[str]:
+def step_keys(optimizers: Sequence[Optimizer]) -> list[str]:
     """The key of each optimizer's step count: `step`, or `step.0` where several."""
     if len(optimizers) == 1:
         return ["step"]
@@ -157,13 +157,13 @@ def _expected(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     modules = plan.modules
     arrays = zip(modules.paths, read(modules.variables), strict=True)
     expected: dict[str, Any] = {
-        path: jax.eval_shape(_plain, array) for path, array in arrays
+        path: jax.eval_shape(plain, array) for path, array in arrays
     }
     for layout in plan.layouts:
         expected |= {f"slots.{key}": kind for key, kind in layout.keys().items()}
     expected |= {key: group[field] for key, group, field in _fields(optimizers)}
     expected |= _members(plan, optimizers)
-    return {**expected, **dict.fromkeys(_steps(optimizers), 0)}
+    return {**expected, **dict.fromkeys(step_keys(optimizers), 0)}
 
 
 def _fields(
@@ -192,7 +192,7 @@ def _members(plan: Plan, optimizers: Sequence[Optimizer]) -> dict[str, int]:
     return checks
 
 
-def _plain(array: Any) -> Any:
+def plain(array: Any) -> Any:
     """PRNG keys as the numbers they are made of."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(array)

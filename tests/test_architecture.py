@@ -58,6 +58,12 @@ ORDER = [
     "state",
     "runner",
     "summary",
+    "archive",
+    "structure",
+    "specs",
+    "onnx",
+    "exported",
+    "export",
     "graph",
 ]
 ISLANDS = {
@@ -68,6 +74,7 @@ ISLANDS = {
     "models": {"models.mobilenet_v2"},
 }
 HEAVY = {"orbax", "grain", "matplotlib", "sklearn", "tensorboardX", "torch"}
+HEAVY |= {"jax2onnx", "onnx", "onnxruntime", "safetensors"}
 
 
 def name_of(path):

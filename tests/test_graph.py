@@ -966,35 +966,36 @@ def test_ctrl_c_never_costs_the_state():
     """Interrupts at random moments: the model always holds a whole step's result."""
     graph, reference = make(), make()
     graph(IMAGE, LABEL), reference(IMAGE, LABEL)
-    stop = threading.Event()
-    rng = np.random.default_rng(0)
+    stop, rng, calling = threading.Event(), np.random.default_rng(0), []
+
+    def handler(number, frame):
+        if calling:  # one interrupt at a time, and only where it is caught
+            calling.clear()
+            raise KeyboardInterrupt
 
     def interrupt():
         while not stop.wait(rng.uniform(0.0005, 0.005)):
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, handler)
     thread = threading.Thread(target=interrupt)
     interrupts, end = 0, time.monotonic() + 3.0
     thread.start()
-    try:
-        while time.monotonic() < end:
-            try:
-                while time.monotonic() < end:
-                    graph(IMAGE, LABEL)
-            except KeyboardInterrupt:
-                interrupts += 1
-    finally:
-        while thread.is_alive():
-            try:
-                stop.set()
-                thread.join()
-            except KeyboardInterrupt:
-                continue
+    while time.monotonic() < end:
+        try:
+            calling.append(True)
+            while time.monotonic() < end:
+                graph(IMAGE, LABEL)
+            calling.clear()
+        except KeyboardInterrupt:
+            interrupts += 1
+    stop.set()
+    thread.join()
+    assert signal.signal(signal.SIGINT, before) is handler
     assert interrupts > 20
     for _ in range(graph.step - 1):
         reference(IMAGE, LABEL)
     assert_same(values(graph.model), values(reference.model))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_step_in_another_thread():
@@ -1057,3 +1058,59 @@ def test_the_step_lowers_for_gpu_and_tpu():
     )
     assert "stablehlo.convolution" in exported.mlir_module()
     assert "feature_group_count = 960" in exported.mlir_module()
+
+
+# --- what users of other systems would write ------------------------------------------
+
+
+def test_one_schedule_is_enough():
+    step = lr_scheduler.StepLR
+    optimizer = glr.optim.SGD("**", lr=1.0, lr_sch=step(1, gamma=0.5))
+    with pytest.raises(ValueError, match=r"two schedules, StepLR.*give one of them"):
+        regression(plain_linear(), optimizer, lr_sch=step(1, gamma=0.1))
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_a_graph_inside_a_transformation(transform):
+    graph = Evaluate(plain_linear())
+    x = np.ones((2, 2), np.float32)
+    graph(x)
+    with pytest.raises(TypeError, match=r"called inside jax.jit.*self.model\(x\)"):
+        transform(lambda x: graph(x).sum())(x)
+    assert graph.compiles.count == 1
+
+
+def test_backward_of_the_loss_itself():
+    class Torch(Evaluate):
+        def build(self, x, y):
+            loss = (self.model(x) - y).sum()
+            loss.backward()
+
+    graph = Torch(plain_linear())
+    graph.add_optimizer(glr.optim.SGD("**"))
+    with pytest.raises(AttributeError) as caught:
+        graph(np.ones((2, 2), np.float32), np.ones((2, 1), np.float32))
+    assert "in build() it is self.backward(loss)" in caught.value.__notes__
+
+
+def test_options_of_oneflow_lead_to_ours():
+    graph = Evaluate(plain_linear())
+    with pytest.raises(AttributeError, match=r"did you mean 'gradient_accumulation_st"):
+        graph.config.set_gradient_accumulation_steps(4)
+
+
+def test_a_python_number_and_an_array_are_told_apart():
+    class Scale(Evaluate):
+        def build(self, x, a):
+            return self.model(x) * a
+
+    graph = Scale(plain_linear())
+    x = np.ones((2, 2), np.float32)
+    graph(x, 0.5), graph(x, np.float32(0.5)), graph(x, 0.25)
+    assert graph.compiles.why == [
+        "first call",
+        "a Python number in place of an array, or the reverse",
+    ]
+    with pytest.raises(TypeError, match="positional argument") as caught:
+        graph(x, 0.5, 1.0)
+    assert "args[2]: float32[]" in caught.value.__notes__[-1]

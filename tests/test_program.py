@@ -153,3 +153,18 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+def test_a_module_that_no_attribute_holds_is_noticed():
+    teacher = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+
+    class Evaluate(glr.Graph):
+        def __init__(self):
+            super().__init__()
+            self.model = nnx.Linear(2, 1, rngs=nnx.Rngs(1))
+
+        def build(self, x):
+            return self.model(x) - teacher(x)
+
+    with pytest.warns(UserWarning, match=r"2 Variables of modules .* self.teacher = "):
+        Evaluate()(np.ones((1, 2), np.float32))

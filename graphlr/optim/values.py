@@ -160,14 +160,15 @@ def _norm_type(value: Any) -> float:
 
 def check_value(key: str, value: Any, default: Any) -> Any:
     """`value` normalised, its kind told by its key or by the default's type."""
-    if key == "lr":
-        if isinstance(value, list | tuple) and any(
-            isinstance(item, Mapping) for item in value
-        ):
-            raise TypeError(
-                f"lr is a list of groups, {value!r}: all groups go into one list, the "
-                "first argument, SGD([{'params': ...}, {'params': ...}], lr=0.1)"
-            )
+    if (
+        key == "lr"
+        and isinstance(value, list | tuple)
+        and any(isinstance(item, Mapping) for item in value)
+    ):
+        raise TypeError(
+            f"lr is a list of groups, {value!r}: all groups go into one list, the "
+            "first argument, SGD([{'params': ...}, {'params': ...}], lr=0.1)"
+        )
     if key == "lr_sch":
         return None if value is None else as_schedule(value)
     if key == "betas":

@@ -1,0 +1,89 @@
+"""A graph's forward pass as an ONNX file, through jax2onnx."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from graphlr import archive
+from graphlr.runner import Runner
+from graphlr.signature import wide
+from graphlr.specs import ExportError, Specs, names_of, requested, with_batch_sizes
+from graphlr.step import Inputs
+
+
+def save(
+    runner: Runner,
+    path: str | os.PathLike[str],
+    args: Any,
+    kwargs: Any,
+    symbolic: bool | None,
+) -> None:
+    """Write what `build` computes, the arrays of the model as constants.
+
+    Inputs are called as `build` calls them, outputs `output` or `output_0`, ….
+
+    Raises:
+        ImportError: jax2onnx is missing.
+        ExportError: The graph trains, `build` changes a Variable, or jax2onnx doesn't
+            know something in it.
+    """
+    if runner.optimizers:
+        raise ExportError(
+            f"{runner.name} has an optimizer, and ONNX holds forward passes: export a "
+            "graph without one over the same model, or give the file another suffix"
+        )
+    try:
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise ImportError(
+            "ONNX is written by jax2onnx: pip install 'graphlr[onnx]'"
+        ) from error
+    plan = runner.ready()
+    given = requested(runner, args, kwargs)
+    step, found = runner.step(plan, given)
+    state = runner.state(plan)
+    extras = runner.inputs(plan, ()).extras
+    names = [_plain(name) for name in names_of(runner, given)]
+
+    def forward(*batch: Any) -> Any:
+        return tuple(step(state, Inputs(extras, [], batch)).outputs)
+
+    def attempt(batch: Specs) -> bytes:
+        outputs = len(jax.eval_shape(forward, *batch))
+        changed = [plan.modules.paths[i] for i in found.changed]
+        if changed:
+            raise ExportError(
+                f"build() changes {changed[0]}, and ONNX has no state: leave that out"
+            )
+        numbered = [f"output_{i}" for i in range(outputs)]
+        options = {
+            "model_name": runner.name,
+            "enable_double_precision": wide(),
+            "input_names": names,
+            "output_names": numbered if outputs > 1 else ["output"],
+        }
+        with warnings.catch_warnings():  # it reads modules in ways that flax deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                return to_onnx(forward, batch, **options).SerializeToString()
+            except Exception as error:
+                raise ExportError(
+                    f"jax2onnx {version('jax2onnx')} with jax {jax.__version__} can't "
+                    f"write {runner.name} as ONNX ({type(error).__name__}: {error}): "
+                    "try other versions of them"
+                ) from error
+
+    data = with_batch_sizes(runner, given, attempt, symbolic)
+    with archive.replacing(path) as file:
+        file.write(data)
+
+
+def _plain(name: str) -> str:
+    """A name that other tools take: `batch['image']` is `batch_image`."""
+    kept = "".join(char if char.isalnum() else " " for char in name)
+    return "_".join(kept.split())
