@@ -305,6 +305,11 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     return parse
 
 
+def folder_or_off(text: str) -> Path | None:
+    """An argparse type: a folder, or None for "off"."""
+    return None if text == "off" else Path(text)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -329,6 +334,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="of initialisation, noise and shuffling")
     add("--out", type=Path, default=Path("out"), help="folder of gan.png")
+    add(
+        "--compile-cache",
+        type=folder_or_off,
+        default=glr.runtime.default_cache(),
+        help="folder of compiled programs, for a quick second start; 'off' for none",
+    )
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"argument --seed: {args.seed} is below zero")
@@ -337,7 +348,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> float:
     """Run the program; returns the coverage."""
-    result = train(parse_args(argv))
+    args = parse_args(argv)
+    glr.runtime.compile_cache(args.compile_cache)
+    result = train(args)
     print(f"coverage {percent(result)}")
     return result
 

@@ -191,6 +191,11 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     return parse
 
 
+def folder_or_off(text: str) -> Path | None:
+    """An argparse type: a folder, or None for "off"."""
+    return None if text == "off" else Path(text)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -252,7 +257,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--compile-cache",
-        type=Path,
+        type=folder_or_off,
         default=glr.runtime.default_cache(),
         help="folder of compiled programs, for a quick second start; 'off' for none",
     )
@@ -264,8 +269,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> float:
     """Run the program; returns the test accuracy."""
     args = parse_args(argv)
-    off = args.compile_cache == Path("off")
-    glr.runtime.compile_cache(None if off else args.compile_cache)
+    glr.runtime.compile_cache(args.compile_cache)
     result = train(args)
     print(f"test accuracy {100 * result:.1f} %")
     return result

@@ -11,6 +11,7 @@ graphlr raises an error for the first and warns about the second.
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -116,6 +117,11 @@ def graph_mode(data: glr.data.Dataset) -> dict[str, float]:
     return graph_mobile_net_v2.lr
 
 
+def folder_or_off(text: str) -> Path | None:
+    """An argparse type: a folder, or None for "off"."""
+    return None if text == "off" else Path(text)
+
+
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run the modes; returns each one's learning rates at the end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -131,7 +137,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         default=12,
         help="batches of the eager mode, which is slow (default: 12)",
     )
+    parser.add_argument(
+        "--compile-cache",
+        type=folder_or_off,
+        default=glr.runtime.default_cache(),
+        help="folder of compiled programs, for a quick second start; 'off' for none",
+    )
     args = parser.parse_args(argv)
+    glr.runtime.compile_cache(args.compile_cache)
     # OneFlow: training_data = flowvision.datasets.CIFAR10(...)
     data = glr.data.digits()
     rates = {}

@@ -322,8 +322,9 @@ class Graph:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Loaded:
         """Take over what `state_dict` gave, at any time.
 
-        Slots are matched by parameter, never by order, so the groups may be cut
-        differently.
+        Slots are matched by parameter and numbers by the group's name, never by order.
+        Groups that are cut differently have other names: `strict=False` then takes the
+        slots and keeps the graph's own numbers.
 
         Args:
             state: From `state_dict`.

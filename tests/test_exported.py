@@ -90,7 +90,6 @@ def test_numbers_are_live(path):
         ("bias.betas", (0.9, 1.5), ValueError, "Invalid beta parameter at index 1"),
         ("bias.betas", 0.9, TypeError, "betas must be two numbers"),
     ],
-    ids=str,
 )
 def test_bad_numbers_change_nothing(loaded, name, value, error, message):
     before = dict(loaded.numbers)

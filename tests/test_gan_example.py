@@ -239,6 +239,9 @@ def test_coverage():
     assert gan.coverage(real, real + 100) == 0
 
 
+OFF = ("--compile-cache", "off")
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         gan.main(["--help"])
@@ -265,12 +268,12 @@ def test_what_is_wrong_is_said_before_training(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(SystemExit, match=r"--batch-size 5000: give 1438 at most"):
-        gan.main(["--batch-size", "5000", "--out", str(tmp_path)])
+        gan.main(["--batch-size", "5000", "--out", str(tmp_path), *OFF])
     with pytest.raises(SystemExit, match=r"--out .*file: .*exists"):
-        gan.main(["--out", str(file)])
+        gan.main(["--out", str(file), *OFF])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit, match=r"pip install 'graphlr\[examples\]'"):
-        gan.main(["--out", str(tmp_path)])
+        gan.main(["--out", str(tmp_path), *OFF])
 
 
 def test_a_run_that_diverges_is_stopped():
@@ -281,7 +284,7 @@ def test_a_run_that_diverges_is_stopped():
 
 def run(tmp_path, capsys, *argv):
     """Coverage, and what was printed, a line each."""
-    covered = gan.main(["--out", str(tmp_path / "pictures"), *argv])
+    covered = gan.main(["--out", str(tmp_path / "pictures"), *OFF, *argv])
     return covered, capsys.readouterr().out.splitlines()
 
 

@@ -25,7 +25,6 @@ TOLERANCE = {"f32": 1e-6, "f64": 1e-12}
 OF_OPTIMIZER = {  # PyTorch keeps numbers in float32 there, or matrices in bfloat16
     "NAdam": {"f32": 1e-6, "f64": 1e-8},
     "ASGD": {"f32": 1e-6, "f64": 1e-6},
-    "Adafactor": {"f32": 1e-6, "f64": 1e-6},
     "Muon": {"f32": 1e-2},
 }
 STATE_F32 = 1e-5  # moments keep a rounded 1 - beta, which the update corrects
@@ -59,9 +58,12 @@ class Model(nnx.Module):
 
 
 def tolerance(key, mode, width):
-    if (mode, width) == ("mlp", "f32"):
-        return 1e-5  # the gradients are rounded otherwise, and divided by their size
-    return OF_OPTIMIZER.get(CASES[key]["optimizer"], TOLERANCE)[width]
+    kind = CASES[key]["optimizer"]
+    if (kind, mode, width) == ("RMSprop", "mlp", "f32"):
+        return (
+            2e-6  # XLA rounds the gradients otherwise; they are divided by their size
+        )
+    return OF_OPTIMIZER.get(kind, TOLERANCE)[width]
 
 
 def names_of(key):
