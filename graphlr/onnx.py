@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from importlib.metadata import version
@@ -38,7 +39,7 @@ def save(
             "graph without one over the same model, or give the file another suffix"
         )
     try:
-        from jax2onnx import to_onnx
+        to_onnx = importlib.import_module("jax2onnx").to_onnx
     except ImportError as error:
         raise ImportError(
             "ONNX is written by jax2onnx: pip install 'graphlr[onnx]'"
