@@ -127,7 +127,7 @@ def mobilenet(options: dict[str, Any]) -> Step:
         {"params": model.classifier, "lr_scale": 0.7},
     ]
     graph = Train(model, glr.optim.SGD(groups, lr=0.01, momentum=0.9), options)
-    return lambda: float(graph(IMAGES, LABELS))
+    return lambda: jax.block_until_ready(graph(IMAGES, LABELS))
 
 
 def main() -> None:
