@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from graphlr.groups import unknown_key
-from graphlr.optim.values import check_number
+from graphlr.optim.values import check_number, check_value
 
 _SKIPS_IN_A_ROW = 20  # what skip_nonfinite=True allows
 
@@ -129,15 +128,9 @@ def _parts(name: str, value: Any) -> int:
     return value
 
 
-def _limit(name: str, value: Any) -> float | None:
-    return None if value is None else check_number("clip_grad_max_norm", value)
-
-
-def _norm_type(name: str, value: Any) -> float:
-    kind = float(value)  # also "inf" and "-inf"
-    if math.isnan(kind) or kind == 0:
-        raise ValueError(f"config.{name} is {value!r}: give 2.0, 1.0 or 'inf'")
-    return kind
+def _as_in_a_group(key: str) -> Callable[[str, Any], Any]:
+    """The check of a group's key, for an option that means the same."""
+    return lambda name, value: check_value(key, value, None)
 
 
 def _skips(name: str, value: Any) -> int:
@@ -185,9 +178,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "amp": _amp,
     "amp_float32": _selector,
     "gradient_accumulation_steps": _parts,
-    "clip_grad_norm": _limit,
-    "clip_grad_norm_type": _norm_type,
-    "clip_grad_value": _limit,
+    "clip_grad_norm": _as_in_a_group("clip_grad_max_norm"),
+    "clip_grad_norm_type": _as_in_a_group("clip_grad_norm_type"),
+    "clip_grad_value": _as_in_a_group("clip_grad_max_norm"),
     "remat": _selector,
     "skip_nonfinite": _skips,
     "ema_decay": _decay,
