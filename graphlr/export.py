@@ -73,7 +73,6 @@ def save(
         "platforms": list(platforms),
         "wide": signature.wide(),
         "donate": bool(optimizers) and runner.config.donate,
-        "remat": runner.config.remat is not None,
         "arguments": dict(zip(names_of(runner, given), kinds, strict=True)),
         "parameters": _parameters(runner.build, given),
         "results": _results(made.found.outputs),

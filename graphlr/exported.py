@@ -126,7 +126,7 @@ class ExportedGraph:
         self._run = jax.jit(
             step.call,
             donate_argnums=(0,) if manifest["donate"] else (),
-            compiler_options=program.KEEP_REMAT if manifest["remat"] else None,
+            compiler_options=program.compiler_options(),
         )
         self._compiled: dict[Any, Any] = {}  # by the types of the batch
         (known, self._extra_kinds, _, self._batch_kinds), _ = jax.tree.unflatten(

@@ -24,8 +24,13 @@ from graphlr.update import State
 
 Step = Callable[[State, Inputs], Results]
 
-# This pass lets XLA's CPU compiler share what is computed twice on purpose.
-KEEP_REMAT: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# For XLA's CPU compiler. The pass that is left out removes optimization barriers: then
+# what is computed twice on purpose is shared, and a gradient is computed again at every
+# kernel position. LLVM's third level makes depthwise convolutions a tenth slower.
+_CPU: dict[str, str | bool | int] = {
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+    "xla_backend_optimization_level": 1,
+}
 
 
 class Compile(NamedTuple):
@@ -125,7 +130,6 @@ def compile_step(
     *,
     plan: Plan,
     donate: bool,
-    remat: bool = False,
 ) -> Program:
     """Trace and compile `step` for arrays like these.
 
@@ -136,7 +140,6 @@ def compile_step(
         inputs: What it reads.
         plan: What the Variables are for.
         donate: Whether it may reuse the memory of `state`.
-        remat: Whether modules are to be computed again for gradients.
 
     Raises:
         ValueError: The step uses a parameter as a constant.
@@ -151,10 +154,15 @@ def compile_step(
     lowered = traced.lower()
     middle = time.perf_counter()
     with cache_use() as use:
-        run = lowered.compile(KEEP_REMAT if remat else None)
+        run = lowered.compile(compiler_options())
     end = time.perf_counter()
     seconds = (middle - start, end - middle)
     return Program(run, found, limits, seconds, use.get("hit"))
+
+
+def compiler_options() -> Any:
+    """What XLA is told: measured settings on CPU, nothing elsewhere."""
+    return _CPU if jax.default_backend() == "cpu" else None
 
 
 def cost_of(program: Program) -> dict[str, float]:

@@ -187,7 +187,6 @@ class Runner:
                 self.inputs(plan, batch),
                 plan=plan,
                 donate=bool(self.optimizers) and self.config.donate,
-                remat=self.config.remat is not None,
             )
         except Exception as error:
             given = signature.describe(self.build).items()

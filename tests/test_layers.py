@@ -148,7 +148,6 @@ def test_only_cpu_programs_are_reformulated(shape):
 def test_what_is_not_plain_is_left_to_xla():
     x, kernel = arrays((2, 7, 7, 4), (3, 3, 1, 4), dtype=np.float32)
     for options in (
-        {"rhs_dilation": (2, 2)},
         {"lhs_dilation": (2, 2)},
         {"preferred_element_type": jnp.float32},
     ):
