@@ -24,7 +24,7 @@ RESULTS = HERE / "results"
 PACKAGES = ("graphlr", "jax", "jaxlib", "flax", "optax", "torch", "keras")
 
 
-class Skipped(Exception):
+class UnavailableError(Exception):
     """A system that can't be measured here; the message says why."""
 
 
@@ -43,7 +43,7 @@ class Worker:
         ready: The first object that it printed.
 
     Raises:
-        Skipped: The process ended before it was ready, or said `{"skipped": why}`.
+        UnavailableError: The process ended before it was ready, or said `{"skipped": why}`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Worker:
         self.ready: dict[str, Any] = self._read()
         if "skipped" in self.ready:
             self.close()
-            raise Skipped(self.ready["skipped"])
+            raise UnavailableError(self.ready["skipped"])
         self._process.send_signal(signal.SIGSTOP)
 
     def run(self, times: int) -> list[float]:
@@ -84,7 +84,9 @@ class Worker:
         stdout = self._process.stdout
         line = stdout.readline() if stdout else ""
         if not line:
-            raise Skipped(f"its process ended with status {self._process.wait()}")
+            raise UnavailableError(
+                f"its process ended with status {self._process.wait()}"
+            )
         return json.loads(line)
 
 
