@@ -43,7 +43,8 @@ class Worker:
         ready: The first object that it printed.
 
     Raises:
-        UnavailableError: The process ended before it was ready, or said `{"skipped": why}`.
+        UnavailableError: The process ended before it was ready, or said
+            `{"skipped": why}`.
     """
 
     def __init__(
