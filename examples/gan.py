@@ -356,4 +356,5 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
+    glr.runtime.tune_cpu()
     main()

@@ -276,4 +276,5 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
+    glr.runtime.tune_cpu()
     main()

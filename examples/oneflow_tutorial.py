@@ -160,4 +160,5 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
+    glr.runtime.tune_cpu()
     main()

@@ -54,7 +54,7 @@ def write(variables: Variables, arrays: Iterable[jax.Array]) -> None:
 
 def _references() -> int:
     """What `sys.getrefcount` says of an array that a Variable and one list hold."""
-    variable = nnx.Param(jnp.zeros(()))
+    variable = nnx.Param(np.zeros(()))  # of NumPy, so as not to start JAX
     return next(map(sys.getrefcount, read([variable])))
 
 

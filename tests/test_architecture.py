@@ -69,7 +69,9 @@ ORDER = [
 ISLANDS = {
     "data": set(),
     "report": set(),
-    "layers": set(),
+    "layers.conv": set(),
+    "layers.batch_norm": set(),
+    "layers": {"layers.conv", "layers.batch_norm"},
     "models.mobilenet_v2": {"layers"},
     "models": {"models.mobilenet_v2"},
 }

@@ -1,10 +1,11 @@
-"""The cache of compiled programs, as processes see it one after another."""
+"""Memory and the cache of compiled programs, each seen from fresh processes."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import graphlr as glr
@@ -88,3 +89,43 @@ def test_the_default_is_the_users_cache_folder(monkeypatch):
     assert glr.runtime.default_cache() == Path("somewhere/graphlr")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert glr.runtime.default_cache() == Path.home() / ".cache" / "graphlr"
+
+
+TUNED = """
+import resource, sys
+import graphlr as glr
+
+print(sys.argv[1] == "tuned" and glr.runtime.tune_cpu())
+import jax
+big = jax.numpy.ones((4096, 4096))  # 64 MB
+step = jax.jit(lambda x: x[::-1] + 1)
+for _ in range(10):
+    step(big).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step(big).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(which):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", TUNED, which],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, count = done.stdout.split()
+    assert said == str(which == "tuned")
+    return int(count)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_tuned_memory_is_kept_from_step_to_step():
+    assert faults("tuned") < 0.5 * faults("plain")
+
+
+def test_tuning_too_late_is_said():
+    jax.devices()
+    with pytest.warns(UserWarning, match=r"too late.*first in main"):
+        assert not glr.runtime.tune_cpu()

@@ -46,9 +46,7 @@ def _axis(
     span = max(0, (size + sum(pads) - reach) // stride + 1)
     offsets = [stride * i - pads[0] for i in range(span)]
     taps = [
-        i
-        for i in range(window)
-        if any(0 <= i * dilation + at < size for at in offsets)
+        i for i in range(window) if any(0 <= i * dilation + at < size for at in offsets)
     ]
     if not taps:
         return _Axis([], [], span, 0, (0, 0, 0))
@@ -152,7 +150,9 @@ def _sum_by_slabs(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
     batch, height, width, channels = shape
     most = max(1, _TERMS // len(taps))
     depth = height // max(n for n in range(1, most + 1) if height % n == 0)
-    weights = jnp.stack([kernel[*at, 0] for at in taps]).astype(jnp.result_type(*taps.values()))
+    weights = jnp.stack([kernel[*at, 0] for at in taps]).astype(
+        jnp.result_type(*taps.values())
+    )
     slab = (len(taps), batch, depth, width, channels)
     wide = lax.split(lax.broadcast_in_dim(weights, slab, [0, 4]), [1] * len(taps))
     return jnp.concatenate(

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from graphlr.layers import BatchNorm, Conv, conv_general_dilated, depthwise_conv
+from graphlr.layers import Conv, conv_general_dilated, depthwise_conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -17,13 +19,14 @@ def arrays(*shapes, dtype=np.float64):
     return [jnp.asarray(draws.normal(size=shape), dtype) for shape in shapes]
 
 
-def native(x, kernel, strides, padding):
+def native(x, kernel, strides, padding, **options):
     return lax.conv_general_dilated(
         x,
         kernel,
         strides,
         padding,
         dimension_numbers=NHWC,
+        **options,
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
@@ -69,6 +72,33 @@ def test_depthwise_is_the_grouped_convolution(height, width, size, strides, padd
         results = []
         for conv in (native, chosen):
             function = functools.partial(conv, strides=strides, padding=padding)
+            y, pull = jax.vjp(jax.jit(function), x, kernel)
+            (g,) = arrays(y.shape)
+            results.append((y, *pull(g)))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
+            *results,
+        )
+
+
+@pytest.mark.parametrize(
+    ("size", "dilation", "multiplier", "padding"),
+    [
+        (3, (2, 3), 1, "SAME"),
+        (5, (1, 2), 1, ((3, 0), (1, 4))),
+        (3, (1, 1), 3, "SAME"),
+        (3, (3, 1), 2, "VALID"),
+    ],
+)
+def test_dilated_and_multiplied_depthwise(size, dilation, multiplier, padding):
+    with jax.enable_x64(True):
+        x, kernel = arrays((2, 9, 8, 3), (size, size, 1, 3 * multiplier))
+        results = []
+        for conv in (native, chosen):
+            function = functools.partial(
+                conv, strides=(2, 1), padding=padding, rhs_dilation=dilation
+            )
+            assert compiled_convolutions(function, x, kernel) == (conv is native)
             y, pull = jax.vjp(jax.jit(function), x, kernel)
             (g,) = arrays(y.shape)
             results.append((y, *pull(g)))
@@ -132,6 +162,45 @@ def test_bfloat16_is_accumulated_in_float32():
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
+def test_a_frozen_kernel_or_image_costs_nothing():
+    specs = [jax.ShapeDtypeStruct(s, jnp.float32) for s in [(2, 8, 8, 4), (3, 3, 1, 4)]]
+
+    def loss(x, kernel):
+        return jnp.sum(depthwise_conv(x, kernel, (1, 1), ((1, 1), (1, 1))))
+
+    both, image, kernel = (
+        jax.jit(jax.grad(loss, wrt)).lower(*specs).compile().cost_analysis()["flops"]
+        for wrt in ((0, 1), 0, 1)
+    )
+    assert image + kernel < 1.2 * both
+
+
+def test_sharded_over_the_batch():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from graphlr.layers import BatchNorm, depthwise_conv
+from flax import nnx
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_enable_x64", True)
+mesh = jax.make_mesh((4,), ("batch",))
+draws = np.random.default_rng(0)
+x, kernel = draws.normal(size=(8, 6, 6, 4)), draws.normal(size=(3, 3, 1, 4))
+def loss(x, kernel):
+    norm = BatchNorm(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    return jnp.sum(norm(depthwise_conv(x, kernel, (2, 2), ((1, 1), (1, 1)))) ** 3)
+step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+for one, many in zip(*map(jax.tree.leaves, (step(x, kernel), step(sharded, kernel)))):
+    np.testing.assert_allclose(one, many, rtol=1e-10, atol=1e-10)
+print(len(step(sharded, kernel)[1][0].sharding.device_set))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["4"]
+
+
 @pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 1, 4, 8)])
 def test_only_cpu_programs_are_reformulated(shape):
     specs = [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in [(2, 5, 5, 4), shape]]
@@ -188,83 +257,3 @@ def test_conv_is_a_drop_in_for_nnx(arguments):
     np.testing.assert_allclose(
         y.astype("float32"), expected.astype("float32"), rtol=tolerance, atol=tolerance
     )
-
-
-def test_batchnorm_keeps_what_pytorch_keeps():
-    (x,) = arrays((4, 3, 2, 5), dtype=np.float32)
-    norm = BatchNorm(5, rngs=nnx.Rngs(0))
-    y = norm(x)
-    flat = np.asarray(x, np.float64).reshape(-1, 5)
-    mean, biased, unbiased = flat.mean(0), flat.var(0), flat.var(0, ddof=1)
-    normalised = (np.asarray(x) - mean) / np.sqrt(biased + 1e-5)
-    np.testing.assert_allclose(y, normalised, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * unbiased, rtol=1e-6)
-    norm(x)
-    expected = 0.9 * (0.9 + 0.1 * unbiased) + 0.1 * unbiased
-    np.testing.assert_allclose(norm.var[...], expected, rtol=1e-6)
-
-    before = norm.mean[...], norm.var[...]
-    norm.eval()
-    deviation = np.sqrt(np.asarray(before[1]) + 1e-5)
-    np.testing.assert_allclose(
-        norm(x), (np.asarray(x) - before[0]) / deviation, rtol=1e-5, atol=1e-5
-    )
-    assert jnp.array_equal(norm.mean[...], before[0])
-    assert jnp.array_equal(norm.var[...], before[1])
-
-
-def test_batchnorm_is_right_where_the_mean_is_thousands_of_deviations():
-    (x,) = arrays((4096, 2), dtype=np.float32)
-    x = x + 3000
-    norm = BatchNorm(2, momentum=0.0, rngs=nnx.Rngs(0))
-    y = norm(x)
-    exact = np.asarray(x, np.float64).var(0, ddof=1)
-    np.testing.assert_allclose(norm.var[...], exact, rtol=1e-5)
-    np.testing.assert_allclose(y.std(0), 1, rtol=1e-3)
-
-
-def test_batchnorm_counts_only_what_it_averages():
-    (x,) = arrays((6, 3, 2), dtype=np.float32)
-    norm = BatchNorm(2, momentum=0.0, rngs=nnx.Rngs(0))
-    norm(x, mask=(jnp.arange(6) < 4)[:, None, None])
-    exact = np.asarray(x)[:4].reshape(-1, 2).var(0, ddof=1)
-    np.testing.assert_allclose(norm.var[...], exact, rtol=1e-5)
-
-    graphdef, state = nnx.split(
-        BatchNorm(2, momentum=0.0, axis_name="devices", rngs=nnx.Rngs(0))
-    )
-
-    def variance(x):
-        norm = nnx.merge(graphdef, state, copy=True)
-        norm(x)
-        return norm.var[...]
-
-    shards = jax.vmap(variance, axis_name="devices")(x)
-    exact = np.asarray(x).reshape(-1, 2).var(0, ddof=1)
-    np.testing.assert_allclose(shards, np.tile(exact, (6, 1)), rtol=1e-5)
-
-
-def test_batchnorm_refuses_a_single_value_in_training_only():
-    norm = BatchNorm(3, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"more than one value.*\(1, 1, 1, 3\)"):
-        norm(jnp.ones((1, 1, 1, 3)))
-    assert norm(jnp.ones((1, 1, 1, 3)), use_running_average=True).shape == (1, 1, 1, 3)
-
-
-def test_batchnorm_computes_statistics_of_bfloat16_in_float32():
-    (x,) = arrays((64, 4), dtype=jnp.bfloat16)
-    norm = BatchNorm(4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert norm(x).dtype == jnp.bfloat16
-    assert norm.var[...].dtype == jnp.float32
-    exact = np.asarray(x, np.float64).var(0, ddof=1)
-    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * exact, rtol=1e-4)
-
-
-def test_batchnorm_of_float64_parameters_keeps_float64_statistics():
-    with jax.enable_x64(True):
-        (x,) = arrays((64, 4))
-        norm = BatchNorm(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-        norm(x)
-        exact = 0.9 + 0.1 * np.var(x, 0, ddof=1)
-        np.testing.assert_allclose(norm.var[...], exact, rtol=1e-14)

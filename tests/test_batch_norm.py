@@ -1,0 +1,195 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from graphlr.layers import BatchNorm
+
+
+def arrays(*shapes, dtype=np.float64):
+    draws = np.random.default_rng(0)
+    return [jnp.asarray(draws.normal(size=shape), dtype) for shape in shapes]
+
+
+def both(features, **kwargs):
+    """Ours and flax's with the same constants, and statistics as precise as ours."""
+    same = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False}
+    ours, theirs = (
+        kind(features, **same, rngs=nnx.Rngs(0), **kwargs)
+        for kind in (BatchNorm, nnx.BatchNorm)
+    )
+    theirs.mean, theirs.var = map(nnx.BatchStat, (ours.mean[...], ours.var[...]))
+    return ours, theirs
+
+
+def pure(norm, function):
+    """`function(norm, x)` of the layer's parameters and `x`."""
+    graphdef, params, rest = nnx.split(norm, nnx.Param, ...)
+
+    def call(params, x):
+        layer = nnx.merge(graphdef, params, rest, copy=True)
+        return function(layer(x))
+
+    return call, params
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 2, 4), (5, 1, 1, 4), (8, 4), (2, 7, 4)])
+@pytest.mark.parametrize("kwargs", [{}, {"use_scale": False}, {"use_bias": False}])
+def test_values_and_gradients_are_those_of_nnx(shape, kwargs):
+    with jax.enable_x64(True):
+        (x,) = arrays(shape)
+        results = []
+        for norm in both(shape[-1], param_dtype=jnp.float64, **kwargs):
+            call, params = pure(norm, lambda y: jnp.sum(jnp.sin(3 * y) + y**3))
+            results.append(jax.jit(jax.value_and_grad(call, (0, 1)))(params, x))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
+            *map(jax.tree.leaves, results),
+        )
+
+
+def test_every_order_and_mode_of_differentiation():
+    with jax.enable_x64(True):
+        (x,) = arrays((6, 2, 3))
+        results = []
+        for norm in both(3, param_dtype=jnp.float64):
+            call, params = pure(norm, lambda y: jnp.sum(jnp.sin(y)))
+            slope = jax.grad(lambda x, c=call, p=params: jnp.sum(c(p, x) ** 2))
+            results.append(
+                [
+                    jax.jacfwd(lambda x, c=call, p=params: c(p, x))(x),
+                    jax.jacfwd(slope)(x),
+                    jax.grad(lambda x, s=slope: jnp.sum(s(x) ** 2))(x),
+                    jax.vmap(slope)(jnp.stack([x, x * x])),
+                ]
+            )
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9),
+            *results,
+        )
+
+
+def test_gradients_reach_the_running_statistics():
+    with jax.enable_x64(True):
+        (x,) = arrays((6, 3))
+
+        def kept(x, norm):
+            graphdef, state = nnx.split(norm)
+            layer = nnx.merge(graphdef, state, copy=True)
+            layer(x)
+            return jnp.sum(layer.mean[...] + layer.var[...] ** 2)
+
+        ours, _ = both(3, param_dtype=jnp.float64)
+        got = jax.grad(kept)(x, ours)
+
+        def expected(x):
+            return jnp.sum(0.1 * x.mean(0) + (0.9 + 0.1 * x.var(0, ddof=1)) ** 2)
+
+        np.testing.assert_allclose(got, jax.grad(expected)(x), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("given", "kwargs"),
+    [
+        (jnp.bfloat16, {}),
+        (jnp.bfloat16, {"dtype": jnp.bfloat16}),
+        (jnp.float32, {"dtype": jnp.bfloat16}),
+        (jnp.bfloat16, {"param_dtype": jnp.bfloat16}),
+        (jnp.int32, {}),
+    ],
+)
+def test_dtypes_are_those_of_nnx(given, kwargs):
+    x = jnp.round(4 * arrays((6, 5, 3), dtype=np.float32)[0]).astype(given)
+    ours, theirs = both(3, **kwargs)
+    y, expected = ours(x), theirs(x)
+    assert y.dtype == expected.dtype
+    assert ours.mean[...].dtype == ours.var[...].dtype == jnp.float32
+    tolerance = 1e-5 if y.dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(
+        *(np.asarray(array, np.float32) for array in (y, expected)),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+def test_keeps_what_pytorch_keeps():
+    (x,) = arrays((4, 3, 2, 5), dtype=np.float32)
+    norm = BatchNorm(5, rngs=nnx.Rngs(0))
+    y = norm(x)
+    flat = np.asarray(x, np.float64).reshape(-1, 5)
+    mean, biased, unbiased = flat.mean(0), flat.var(0), flat.var(0, ddof=1)
+    normalised = (np.asarray(x) - mean) / np.sqrt(biased + 1e-5)
+    np.testing.assert_allclose(y, normalised, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * unbiased, rtol=1e-6)
+    norm(x)
+    expected = 0.9 * (0.9 + 0.1 * unbiased) + 0.1 * unbiased
+    np.testing.assert_allclose(norm.var[...], expected, rtol=1e-6)
+
+    before = norm.mean[...], norm.var[...]
+    norm.eval()
+    deviation = np.sqrt(np.asarray(before[1]) + 1e-5)
+    np.testing.assert_allclose(
+        norm(x), (np.asarray(x) - before[0]) / deviation, rtol=1e-5, atol=1e-5
+    )
+    assert jnp.array_equal(norm.mean[...], before[0])
+    assert jnp.array_equal(norm.var[...], before[1])
+
+
+def test_is_right_where_the_mean_is_thousands_of_deviations():
+    (x,) = arrays((4096, 2), dtype=np.float32)
+    x = x + 3000
+    norm = BatchNorm(2, momentum=0.0, rngs=nnx.Rngs(0))
+    y = norm(x)
+    exact = np.asarray(x, np.float64).var(0, ddof=1)
+    np.testing.assert_allclose(norm.var[...], exact, rtol=1e-5)
+    np.testing.assert_allclose(y.std(0), 1, rtol=1e-3)
+
+
+def test_counts_only_what_it_averages():
+    (x,) = arrays((6, 3, 2), dtype=np.float32)
+    norm = BatchNorm(2, momentum=0.0, rngs=nnx.Rngs(0))
+    norm(x, mask=(jnp.arange(6) < 4)[:, None, None])
+    exact = np.asarray(x)[:4].reshape(-1, 2).var(0, ddof=1)
+    np.testing.assert_allclose(norm.var[...], exact, rtol=1e-5)
+
+    graphdef, state = nnx.split(
+        BatchNorm(2, momentum=0.0, axis_name="devices", rngs=nnx.Rngs(0))
+    )
+
+    def variance(x):
+        norm = nnx.merge(graphdef, state, copy=True)
+        norm(x)
+        return norm.var[...]
+
+    shards = jax.vmap(variance, axis_name="devices")(x)
+    exact = np.asarray(x).reshape(-1, 2).var(0, ddof=1)
+    np.testing.assert_allclose(shards, np.tile(exact, (6, 1)), rtol=1e-5)
+
+
+def test_refuses_a_single_value_in_training_only():
+    norm = BatchNorm(3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"more than one value.*\(1, 1, 1, 3\)"):
+        norm(jnp.ones((1, 1, 1, 3)))
+    assert norm(jnp.ones((1, 1, 1, 3)), use_running_average=True).shape == (1, 1, 1, 3)
+
+
+def test_computes_statistics_of_bfloat16_in_float32():
+    (x,) = arrays((64, 4), dtype=jnp.bfloat16)
+    norm = BatchNorm(4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert norm(x).dtype == jnp.bfloat16
+    assert norm.var[...].dtype == jnp.float32
+    exact = np.asarray(x, np.float64).var(0, ddof=1)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * exact, rtol=1e-4)
+
+
+def test_of_float64_parameters_keeps_float64_statistics():
+    with jax.enable_x64(True):
+        (x,) = arrays((64, 4))
+        norm = BatchNorm(4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        norm(x)
+        exact = 0.9 + 0.1 * np.var(x, 0, ddof=1)
+        np.testing.assert_allclose(norm.var[...], exact, rtol=1e-14)
