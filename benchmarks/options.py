@@ -1,27 +1,24 @@
 """What each option of a graph costs, against a graph without any and plain JAX.
 
-    python benchmarks/options.py
-
 A small model (three linear layers, AdamW, three groups) shows the cost of a call,
 MobileNetV2 (batch 64, 32×32, SGD with momentum) the cost of a real step. The variants
-take turns; medians and ratios to the plain graph are printed and written to
-`benchmarks/results/options.json`.
+are programs of one process, which take turns.
 """
 
 import argparse
-import json
-import platform
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from compare import IMAGES, LABELS, Step, cross_entropy, measure
 from flax import nnx
 
 import graphlr as glr
+from benchmarks import timing
+from benchmarks.systems import mobilenet
+from benchmarks.systems.training import Task, Train
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain graph": {},
@@ -50,24 +47,7 @@ class Small(nnx.Module):
         return self.head(x)
 
 
-class Train(glr.Graph):
-    """One step with some options."""
-
-    def __init__(self, model, optimizer, options):
-        super().__init__()
-        self.model = model
-        self.add_optimizer(optimizer)
-        for name, value in options.items():
-            setattr(self.config, name, value)
-
-    def build(self, x, y):
-        """The loss of a batch."""
-        loss = cross_entropy(self.model(x), y)
-        self.backward(loss)
-        return loss
-
-
-def small_graph(options: dict[str, Any]) -> Train:
+def small_graph(**options: Any) -> Train:
     """A graph over the small model."""
     groups = [
         {"params": "layers.**", "lr_scale": 0.5},
@@ -75,23 +55,24 @@ def small_graph(options: dict[str, Any]) -> Train:
         {"params": ...},
     ]
     model = Small(nnx.Rngs(0))
-    return Train(model, glr.optim.AdamW(groups, lr=1e-3), options)
+    task = Task(model, mobilenet.cross_entropy, (X, Y), {}, lambda _: "")
+    return Train(task, glr.optim.AdamW(groups, lr=1e-3), **options)
 
 
-def small(options: dict[str, Any]) -> Step:
+def small(**options: Any) -> Callable[[], Any]:
     """A call of the small graph."""
-    graph = small_graph(options)
-    return lambda: jax.block_until_ready(graph(X, Y))
+    graph = small_graph(**options)
+    return lambda: np.asarray(graph(X, Y))
 
 
-def small_scan() -> Step:
+def small_scan() -> Callable[[], Any]:
     """Thirty-two steps in one run."""
-    graph = small_graph({})
+    graph = small_graph()
     x, y = np.stack([X] * STEPS), np.stack([Y] * STEPS)
-    return lambda: jax.block_until_ready(graph.scan(x, y))
+    return lambda: np.asarray(graph.scan(x, y))
 
 
-def small_by_hand() -> Step:
+def small_by_hand() -> Callable[[], Any]:
     """The same step over flat lists, donated, written with jax and optax."""
     graphdef, params = nnx.split(Small(nnx.Rngs(0)))
     leaves, tree = jax.tree.flatten(params)
@@ -100,7 +81,7 @@ def small_by_hand() -> Step:
 
     def loss_of(leaves: list[Any], x: Any, y: Any) -> jax.Array:
         model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
-        return cross_entropy(model(x), y)
+        return mobilenet.cross_entropy(model, x, y)
 
     def update(leaves: Any, slots: Any, x: Any, y: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(leaves, x, y)
@@ -112,60 +93,54 @@ def small_by_hand() -> Step:
     jitted = jax.jit(update, donate_argnums=(0, 1))
     held = [jax.tree.map(jnp.copy, leaves), slots]
 
-    def step() -> float:
+    def step() -> np.ndarray:
         *held[:], loss = jitted(*held, X, Y)
-        return jax.block_until_ready(loss)
+        return np.asarray(loss)
 
     return step
 
 
-def mobilenet(options: dict[str, Any]) -> Step:
-    """A graph over MobileNetV2."""
-    model = glr.models.mobilenet_v2(10, rngs=nnx.Rngs(0))
-    groups = [
-        {"params": model.features, "lr_scale": 0.9},
-        {"params": model.classifier, "lr_scale": 0.7},
-    ]
-    graph = Train(model, glr.optim.SGD(groups, lr=0.01, momentum=0.9), options)
-    return lambda: jax.block_until_ready(graph(IMAGES, LABELS))
+def large(size: int, **options: Any) -> Callable[[], Any]:
+    """A step of MobileNetV2."""
+    task = mobilenet.task(size)
+    graph = Train(task, **options)
+    return lambda: np.asarray(graph(*task.batch))
 
 
-def main() -> None:
+def sample(
+    steps: dict[str, Callable[[], Any]], rounds: int, each: int
+) -> dict[str, list[float]]:
+    """Durations of every step, in turns, after one that compiles; seconds."""
+    for step in steps.values():
+        step()
+    workers = {name: timing.Local(step) for name, step in steps.items()}
+    return timing.take_turns(workers, rounds, each)
+
+
+def measure(options: argparse.Namespace) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description="What each option of a graph costs, against a graph without any.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    size, rounds, each = (4, 2, 10) if options.quick else (64, 20, 200)
+    chosen = dict(list(OPTIONS.items())[:2]) if options.quick else OPTIONS
+    calls = sample(
+        {name: small(**values) for name, values in OPTIONS.items()}
+        | {"jax.jit by hand": small_by_hand()},
+        rounds,
+        each,
     )
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each variant")
-    args = parser.parse_args()
-    small_steps = {"jax.jit by hand": small_by_hand()}
-    small_steps |= {name: small(options) for name, options in OPTIONS.items()}
-    calls = measure(small_steps, args.rounds, each=200)
-    scan = measure({"scan": small_scan()}, args.rounds, each=20)["scan"]
-    calls[f"a step of scan, {STEPS} in one run"] = {
-        key: value / STEPS for key, value in scan.items()
-    }
-    tables = {
-        "small model, call": calls,
-        "MobileNetV2, step": measure(
-            {name: mobilenet(options) for name, options in OPTIONS.items()},
-            max(args.rounds // 4, 2),
-            each=5,
-        ),
-    }
-    for title, rows in tables.items():
-        plain = rows["plain graph"]["median_ms"]
-        print(f"\n{title}")
-        for name, row in rows.items():
-            row["ratio"] = row["median_ms"] / plain
-            print(f"  {name:32s} {row['median_ms']:9.3f} ms  {row['ratio']:5.2f}")
-    path = Path(__file__).parent / "results" / "options.json"
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}"
-    path.write_text(
-        json.dumps({"device": device, "jax": jax.__version__, **tables}, indent=1)
+    scans = sample({"scan": small_scan()}, rounds, each // 10)["scan"]
+    calls[f"a step of scan, {STEPS} in one run"] = [each / STEPS for each in scans]
+    steps = sample(
+        {name: large(size, **values) for name, values in chosen.items()},
+        max(rounds // 4, 2),
+        5,
     )
-    print(f"\nwritten to {path}")
-
-
-if __name__ == "__main__":
-    main()
+    titles = {"Small model, call": calls, f"MobileNetV2, batch {size}": steps}
+    timing.save(
+        "options",
+        command="python -m benchmarks options",
+        folder=options.results,
+        tables=[
+            {"title": title, "unit": "ms", "rows": timing.rows_of(taken, "plain graph")}
+            for title, taken in titles.items()
+        ],
+    )

@@ -13,7 +13,8 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +80,48 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
+        with self._process:  # waits, and closes the pipes
+            pass
 
     def _read(self) -> Any:
         stdout = self._process.stdout
         line = stdout.readline() if stdout else ""
         if not line:
-            raise UnavailableError(
-                f"its process ended with status {self._process.wait()}"
-            )
+            status = self._process.wait()
+            self.close()
+            raise UnavailableError(f"its process ended with status {status}")
         return json.loads(line)
 
 
+class Local:
+    """A step of this process, in the place of a `Worker`.
+
+    Args:
+        step: What is repeated; it waits for its own result.
+    """
+
+    def __init__(self, step: Callable[[], object]):
+        self._step = step
+
+    def run(self, times: int) -> list[float]:
+        """Durations of `times` repetitions, in seconds."""
+        durations = []
+        for _ in range(times):
+            start = time.perf_counter()
+            self._step()
+            durations.append(time.perf_counter() - start)
+        return durations
+
+
+def serve(ready: Mapping[str, Any], answer: Callable[[int], list[float]]) -> None:
+    """The other end of a `Worker`: say `ready`, then answer every number on stdin."""
+    print(json.dumps(ready), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(int(line))), flush=True)
+
+
 def take_turns(
-    workers: Mapping[str, Worker], rounds: int, each: int
+    workers: Mapping[str, Worker | Local], rounds: int, each: int
 ) -> dict[str, list[float]]:
     """`rounds` turns of `each` repetitions of every worker; seconds.
 
@@ -102,7 +131,7 @@ def take_turns(
     samples: dict[str, list[float]] = {name: [] for name in workers}
     order = list(workers)
     for _ in range(rounds):
-        order = [*order[1:], order[0]]
+        order = [*order[1:], *order[:1]]
         for name in order:
             samples[name] += workers[name].run(each + 1)[1:]
     return samples
@@ -135,9 +164,39 @@ def slope(x: Iterable[float], y: Iterable[float]) -> tuple[float, float]:
     return line.slope, line.intercept
 
 
+def series(
+    title: str,
+    x_label: str,
+    x: Iterable[float],
+    lines: Mapping[str, Iterable[float]],
+    *,
+    y_label: str = "ms",
+    each: str = "",
+) -> dict[str, Any]:
+    """Lines over `x`, each with what it grows by for one `each`."""
+    x, lines = list(x), {name: list(y) for name, y in lines.items()}
+    slopes = {name: slope(x, y)[0] for name, y in lines.items()}
+    return {
+        "title": title,
+        "x_label": x_label,
+        "y_label": y_label,
+        "x": x,
+        "lines": lines,
+        "slopes": slopes,
+        "slope_unit": f"{y_label} per {each or x_label.removesuffix('s')}",
+    }
+
+
 def ratio(what: str, value: float, target: float, better: str = "lower") -> dict:
     """One line of the table of targets."""
     return {"what": what, "value": value, "target": target, "better": better}
+
+
+def met(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the table of targets reaches its target."""
+    if line["better"] == "lower":
+        return line["value"] <= line["target"]
+    return line["value"] >= line["target"]
 
 
 def machine() -> dict[str, Any]:
@@ -167,12 +226,13 @@ def _processor() -> str:
     return f"{names[0]}, {platform.machine()}" if names else platform.machine()
 
 
-def save(name: str, command: str, **parts: Any) -> None:
-    """Print the tables of a result and write it to `results/<name>.json`.
+def save(name: str, command: str, folder: Path = RESULTS, **parts: Any) -> None:
+    """Print the tables of a result and write it to `<folder>/<name>.json`.
 
     Args:
         name: Of the benchmark.
         command: That reproduces it.
+        folder: Where to; made if missing.
         **parts: Any of
             `tables`: `[{"title", "unit": "ms", "rows": rows_of(...)}]`;
             `series`: `[{"title", "x_label", "y_label", "x": [...], "lines":
@@ -182,10 +242,10 @@ def save(name: str, command: str, **parts: Any) -> None:
     """
     result = {"command": command, "machine": machine(), **parts}
     print(text_of(result))
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
-    print(f"written to {path.relative_to(HERE.parent)}", file=sys.stderr)
+    print(f"written to {path}", file=sys.stderr)
 
 
 def rounded(value: Any) -> Any:
@@ -224,14 +284,9 @@ def text_of(result: Mapping[str, Any]) -> str:
         lines.append(f"  {name:60} {value:.4g}")
     for row in result.get("ratios", []):
         sign = "≤" if row["better"] == "lower" else "≥"
-        met = (
-            row["value"] <= row["target"]
-            if sign == "≤"
-            else row["value"] >= row["target"]
-        )
         lines.append(
             f"  {row['what']:60} {row['value']:8.3f}  target {sign} {row['target']:g}"
-            f"  {'met' if met else 'MISSED'}"
+            f"  {'met' if met(row) else 'MISSED'}"
         )
     for name, why in result.get("skipped", {}).items():
         lines.append(f"  skipped {name}: {why}")

@@ -211,7 +211,7 @@ class Modules:
         holders, keys, held = self._edges
         if (
             all(map(operator.is_, map(dict.get, holders, keys), held))
-            and list(map(len, holders)) == self._sizes
+            and list(map(len, self._holders)) == self._sizes
             and all(
                 [id(module) for _, module in _modules(value)] == ids
                 for value, ids in self._containers
@@ -233,7 +233,8 @@ class Modules:
             if is_module(value) or isinstance(value, jax.Array | np.ndarray)
         ]
         self._edges = tuple(zip(*edges, strict=True)) or ((), (), ())
-        self._sizes = list(map(len, self._edges[0]))
+        self._holders = list({id(holder): holder for holder in self._edges[0]}.values())
+        self._sizes = list(map(len, self._holders))
         self._containers = [
             (value, [id(module) for _, module in _modules(value)])
             for value in self._attributes.values()

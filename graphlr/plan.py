@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.extend.core import Literal
 
 from graphlr.groups import label_params
 from graphlr.modules import Edit, Modules, read
@@ -117,17 +119,49 @@ def _adopt(
         step = jnp.zeros((), jnp.int32)
         return transform(specs, unpack(specs, numbers), labels, step).init(params)
 
-    layout = layout_of(jax.eval_shape(init, optimizer.numbers, params), labels)
+    traced = jax.jit(init).trace(optimizer.numbers, params)
+    layout = layout_of(traced.out_info, labels)
     old, before = optimizer.layout, optimizer.trained
     if old == layout and old is not None and _same(before, variables):
         return old
-    fresh = jax.tree.leaves(jax.jit(init)(optimizer.numbers, params))
+    fresh = _filled(traced.jaxpr.jaxpr, params.values())
+    if fresh is None:
+        compiled = traced.lower().compile()
+        fresh = jax.tree.leaves(compiled(optimizer.numbers, params))
     paths = {id(variable): path for path, variable in variables.items()}
     moved = {p: paths[id(v)] for p, v in before.items() if id(v) in paths}
     named = old.named(optimizer.slots, moved) if old else {}
     optimizer.slots = layout.flat(named, fresh)
     optimizer.layout, optimizer.trained = layout, variables
     return layout
+
+
+def _filled(jaxpr: Any, params: Iterable[jax.Array]) -> list[jax.Array] | None:
+    """What `jaxpr` gives if each result is one number throughout, as most slots are.
+
+    It saves a compilation, which would take longer than that of a small step. None if
+    there is another result or the parameters aren't all on one device.
+    """
+    devices = {device for array in params for device in array.devices()}
+    numbers = {
+        eqn.outvars[0]: eqn.invars[0].val
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "broadcast_in_dim"
+        and isinstance(eqn.invars[0], Literal)
+    }
+    fills = [
+        out.val if isinstance(out, Literal) else numbers.get(out)
+        for out in jaxpr.outvars
+    ]
+    if len(devices) != 1 or any(fill is None for fill in fills):
+        return None
+    (device,) = devices
+    return [
+        jax.device_put(
+            np.full(out.aval.shape, fill, out.aval.dtype), device, may_alias=False
+        )
+        for out, fill in zip(jaxpr.outvars, fills, strict=True)
+    ]
 
 
 def _same(a: dict[str, nnx.Variable], b: dict[str, nnx.Variable]) -> bool:

@@ -56,6 +56,9 @@ def _normalize_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     return (y, mean, var), (dy, _mean(dx), 2 * _mean(centred * dx))
 
 
+_normalize_once = jax.jit(_normalize, static_argnums=3)  # traced once for each shape
+
+
 class BatchNorm(nnx.BatchNorm):
     """An `nnx.BatchNorm` with the constants and running variance of PyTorch.
 
@@ -142,7 +145,7 @@ class BatchNorm(nnx.BatchNorm):
             jnp.full(self.num_features, default, wide) if p is None else p.astype(wide)
             for p, default in zip(params, (1, 0), strict=True)
         )
-        y, mean, var = _normalize(x.astype(wide), scale, bias, self.epsilon)
+        y, mean, var = _normalize_once(x.astype(wide), scale, bias, self.epsilon)
         for statistic, now in ((self.mean, mean), (self.var, var)):
             statistic[...] = self.momentum * statistic[...] + (1 - self.momentum) * now
         return y.astype(dtype)

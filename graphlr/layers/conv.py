@@ -91,7 +91,7 @@ def depthwise_conv(
         [[4.0, 6.0], [6.0, 9.0]]
     """
     pads = tuple((before, after) for before, after in padding)
-    return _depthwise_once(x, kernel, tuple(strides), pads, tuple(dilation))
+    return _depthwise(x, kernel, tuple(strides), pads, tuple(dilation))
 
 
 def _taps(
@@ -185,9 +185,6 @@ def _product_rule(*arguments: Any) -> tuple[jax.Array, jax.Array]:
     return y, lax.optimization_barrier(_sum(parts))
 
 
-_depthwise_once = jax.jit(_depthwise, static_argnums=(2, 3, 4))  # traced for each shape
-
-
 def _pointwise_conv(x: jax.Array, kernel: jax.Array, strides: Any) -> jax.Array:
     """Return the 1×1 convolution as one matrix product over all pixels."""
     rows, columns = strides
@@ -244,24 +241,49 @@ def conv_general_dilated(
         >>> conv(jnp.ones((1, 5, 5, 8))).shape
         (1, 5, 5, 4)
     """
+    if not _is_plain(lhs, rhs, **options):
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            rhs_dilation=rhs_dilation,
+            feature_group_count=feature_group_count,
+            **options,
+        )
+    strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
+    if isinstance(padding, str):
+        sizes = zip(rhs.shape[:2], dilation, strict=True)
+        reach = [step * (size - 1) + 1 for size, step in sizes]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], reach, strides, padding)
+    pads = tuple((before, after) for before, after in padding)
+    precision = options.get("precision")
+    return _plain(lhs, rhs, strides, pads, dilation, feature_group_count, precision)
+
+
+# Layers of equal shapes are traced once; XLA sees no difference.
+@functools.partial(jax.jit, static_argnums=range(2, 7))
+def _plain(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    precision: Any,
+) -> jax.Array:
     native = functools.partial(
         lax.conv_general_dilated,
-        window_strides=window_strides,
+        window_strides=strides,
         padding=padding,
-        feature_group_count=feature_group_count,
-        rhs_dilation=rhs_dilation,
-        **options,
+        rhs_dilation=dilation,
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+        precision=precision,
     )
-    if not _is_plain(lhs, rhs, **options):
-        return native(lhs, rhs)
-
-    strides, dilation = tuple(window_strides), tuple(rhs_dilation or (1, 1))
-    *window, depth, outputs = rhs.shape
-    channels = lhs.shape[-1]
-    if isinstance(padding, str):
-        reach = [d * (n - 1) + 1 for n, d in zip(window, dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:3], reach, strides, padding)
-    if depth == 1 and feature_group_count == channels:
+    *window, depth, outputs = kernel.shape
+    channels = x.shape[-1]
+    if depth == 1 and groups == channels:
 
         def fast(x: jax.Array, kernel: jax.Array) -> jax.Array:
             x = x if outputs == channels else jnp.repeat(x, outputs // channels, -1)
@@ -270,8 +292,8 @@ def conv_general_dilated(
     elif window == [1, 1] and depth == channels and not any(map(any, padding)):
         fast = functools.partial(_pointwise_conv, strides=strides)
     else:
-        return native(lhs, rhs)
-    return lax.platform_dependent(lhs, rhs, cpu=fast, default=native)
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=fast, default=native)
 
 
 class Conv(nnx.Conv):

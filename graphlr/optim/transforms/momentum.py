@@ -13,6 +13,12 @@ from graphlr.optim.transforms.leaves import Number, per_leaf
 
 
 class MomentumState(NamedTuple):
+    """The momentum buffers."""
+
+    momentum: Any
+
+
+class DampenedState(NamedTuple):
     """The momentum buffers, and how many steps each parameter has taken."""
 
     momentum: Any
@@ -40,14 +46,20 @@ def scale_by_momentum(
         1.4
     """
 
-    def step(g: Any, _: Any, slots: Any, first: Any) -> Any:
-        (buf,) = slots
-        new = jnp.where(first, g, momentum * buf + (1 - dampening) * g)
+    def start(p: Any) -> Any:
+        return (jnp.zeros_like(p),)
+
+    def step(g: Any, _: Any, slots: Any) -> Any:
+        new = momentum * slots[0] + g  # the first buffer is zero
         return (g + momentum * new if nesterov else new), (new,)
 
-    return per_leaf(
-        MomentumState, lambda p: (jnp.zeros_like(p),), step, lambda t: (t == 1,)
-    )
+    def dampened(g: Any, _: Any, slots: Any, first: Any) -> Any:
+        new = jnp.where(first, g, momentum * slots[0] + (1 - dampening) * g)
+        return (g + momentum * new if nesterov else new), (new,)
+
+    if isinstance(dampening, float) and dampening == 0:
+        return per_leaf(MomentumState, start, step)
+    return per_leaf(DampenedState, start, dampened, lambda t: (t == 1,))
 
 
 def scale_by_layer_rate(

@@ -1,6 +1,10 @@
-"""MobileNetV2 in PyTorch, for `compare.py`."""
+"""MobileNetV2's training step in PyTorch."""
 
+import torch
 from torch import nn
+
+from benchmarks.systems import Step
+from benchmarks.systems.data import SCALES, batch_of
 
 STAGES = [
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2),
@@ -53,6 +57,27 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def mobilenet_v2(num_classes):
-    """A new network."""
-    return MobileNetV2(num_classes)
+def step(size: int, compiled: bool) -> Step:
+    """A training step, channels-last, eager or through `torch.compile`."""
+    torch.manual_seed(0)
+    network = MobileNetV2(10).to(memory_format=torch.channels_last)
+    parts = (network.features[0], network.features[1:], network.classifier)
+    groups = [
+        {"params": list(part.parameters()), "lr": 0.01 * scale}
+        for part, scale in zip(parts, SCALES.values(), strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
+    images, labels = batch_of(size)
+    image = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    image = image.to(memory_format=torch.channels_last)
+    label = torch.from_numpy(labels)
+    model = torch.compile(network) if compiled else network
+
+    def call() -> float:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(image), label)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return call

@@ -1,0 +1,1 @@
+"""How fast graphlr is, beside its peers: `python -m benchmarks --help`."""
