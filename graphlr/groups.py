@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from graphlr.selectors import Param as Param
@@ -19,7 +19,8 @@ from graphlr.selectors import listing as listing
 from graphlr.selectors import select_modules as select_modules
 from graphlr.selectors import unknown_key as unknown_key
 
-Check = Callable[[Mapping[str, Any]], dict[str, Any]]
+# (every value, the keys that are new) -> every value, the new ones normalised
+Check = Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]
 
 
 def _select(params: Any, name: str) -> Selector:
@@ -45,25 +46,27 @@ class ParamGroup(Mapping[str, Any]):
 
     Args:
         values: Every key of the group, `params` and `name` among them.
-        check: Returns normalised values, or raises.
+        check: Returns normalised values, or raises; it is told which keys are new.
 
     Attributes:
-        on_change: Called after each assignment.
+        on_change: Called after each assignment with the values before and after.
 
     Example:
-        >>> group = ParamGroup({"params": "**.bias", "name": "biases", "lr": 0.1}, dict)
-        >>> group.on_change = lambda: print("changed")
+        >>> values = {"params": "**.bias", "name": "biases", "lr": 0.1}
+        >>> group = ParamGroup(values, lambda v, _: dict(v))
+        >>> group.on_change = lambda old, new: print("was", old["lr"])
         >>> group["lr"] = 0.2
-        changed
+        was 0.1
         >>> group["lr"]
         0.2
     """
 
     def __init__(self, values: Mapping[str, Any], check: Check):
         """Check and keep `values`; see the class."""
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[Mapping[str, Any], Mapping[str, Any]], None]
+        self.on_change = lambda old, new: None
         self._check = check
-        self._values = check(values)
+        self._values = check(values, values.keys())
         self.selector = _select(self._values["params"], self.name)
         self._values["params"] = self.selector
 
@@ -87,12 +90,12 @@ class ParamGroup(Mapping[str, Any]):
                 raise KeyError(unknown_key(key, self._values, f"group {self.name!r}"))
             if key in ("name", "optimizer"):
                 raise KeyError(f"group {self.name!r}: {key!r} is fixed once made")
-        checked = self._check({**self._values, **values})
+        old, checked = self._values, self._check({**self._values, **values}, values)
         if "params" in values:
             self.selector = _select(values["params"], self.name)
             checked["params"] = self.selector
         self._values = checked
-        self.on_change()
+        self.on_change(old, checked)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -108,7 +111,8 @@ class ParamGroups(Sequence[ParamGroup]):
     """The groups of an optimizer, by index or by name.
 
     Example:
-        >>> groups = ParamGroups([ParamGroup({"params": ..., "name": "all"}, dict)])
+        >>> values = {"params": ..., "name": "all"}
+        >>> groups = ParamGroups([ParamGroup(values, lambda v, _: dict(v))])
         >>> groups["all"] is groups[0]
         True
     """
@@ -182,8 +186,8 @@ def label_params(
 
     Example:
         >>> params = [Param("m.w", ("w",), None), Param("m.b", ("b",), None)]
-        >>> biases = ParamGroup({"params": "b", "name": "biases"}, dict)
-        >>> others = ParamGroup({"params": ..., "name": "others"}, dict)
+        >>> biases = ParamGroup({"params": "b", "name": "biases"}, lambda v, _: v)
+        >>> others = ParamGroup({"params": ..., "name": "others"}, lambda v, _: v)
         >>> label_params(params, [biases, others])
         {'m.w': 1, 'm.b': 0}
     """

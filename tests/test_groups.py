@@ -325,7 +325,7 @@ def test_numbers_may_be_arrays_of_one():
 
 def test_label_params_counts_groups_not_names():
     params = [Param("m.a", ("a",), None)]
-    groups = [ParamGroup({"params": "a", "name": "same"}, dict)]
+    groups = [ParamGroup({"params": "a", "name": "same"}, lambda v, _: dict(v))]
     assert label_params(params, groups) == {"m.a": 0}
 
 

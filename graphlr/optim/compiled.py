@@ -85,6 +85,25 @@ def is_live(value: Any) -> bool:
     return isinstance(value, float)
 
 
+def only_numbers_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two versions of a group have the same `group_spec`.
+
+    Example:
+        >>> only_numbers_differ({"lr": 0.1}, {"lr": 0.2})
+        True
+        >>> only_numbers_differ({"momentum": 0.0}, {"momentum": 0.9})
+        False
+    """
+    return old.keys() == new.keys() and all(
+        value is old[key]
+        or (
+            type(value) is type(old[key]) is float
+            and (key not in _STRUCTURAL or bool(value) == bool(old[key]))
+        )
+        for key, value in new.items()
+    )
+
+
 def group_spec(group: ParamGroup, rule: Rule, schedule: Schedule | None) -> GroupSpec:
     """The constants of `group`; `schedule` is for a group without one of its own."""
     schedule = group["lr_sch"] or schedule

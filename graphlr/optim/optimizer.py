@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -25,6 +25,7 @@ from graphlr.optim.compiled import (
     group_lr,
     group_spec,
     hyperparameters,
+    only_numbers_differ,
     pack,
     takes_lr,
     unpack,
@@ -122,7 +123,7 @@ class Optimizer:
         self.trained: dict[str, nnx.Variable] = {}  # whose slots, by path
         self.step = 0
         self._rules: list[Rule] = []
-        self._changes = 0
+        self._changes = self._structures = 0
         self._cache: dict[str, Any] = {}
         groups = _as_groups(params)
         if not groups:
@@ -159,7 +160,7 @@ class Optimizer:
         self.param_groups.add(made)
         self._rules.append(rule)
         made.on_change = self._note_change
-        self._note_change()
+        self._note_change({}, made)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("lr", "rule") or (name in self.__dict__ and name == "param_groups"):
@@ -301,15 +302,18 @@ class Optimizer:
     @property
     def specs(self) -> tuple[GroupSpec, ...]:
         """The constants of a trace, one for each group."""
-        return self._cached("specs", self._specs)
+        structure = (self._structures, *self.version[1:])
+        return self._cached("specs", structure, self._specs)
 
     @property
     def numbers(self) -> jax.Array:
         """Every live number: float32[n], float64[n] under x64."""
-        return self._cached("numbers", self._numbers)
+        return self._cached("numbers", self.version, self._numbers)
 
-    def _note_change(self) -> None:
+    def _note_change(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         self._changes += 1
+        if not only_numbers_differ(old, new):
+            self._structures += 1
 
     def _specs(self) -> tuple[GroupSpec, ...]:
         pairs = zip(self.param_groups, self._rules, strict=True)
@@ -318,8 +322,7 @@ class Optimizer:
     def _numbers(self) -> jax.Array:
         return jnp.asarray(np.asarray(pack(self.specs, self.param_groups), float))
 
-    def _cached(self, name: str, make: Callable[[], Any]) -> Any:
-        version = self.version
+    def _cached(self, name: str, version: Any, make: Callable[[], Any]) -> Any:
         if self._cache.get(name, (None,))[0] != version:
             self._cache[name] = (version, make())
         return self._cache[name][1]
@@ -354,19 +357,24 @@ class Optimizer:
         made = other([{**shared, **group}])
         return made.param_groups[0], made._rules[0]
 
-    def _check(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _check(
+        self, name: str, values: Mapping[str, Any], new: Collection[str]
+    ) -> dict[str, Any]:
         checked = dict(values)
         try:
             for key in self.defaults:
+                if key not in new:
+                    continue
                 if checked[key] is REQUIRED:
                     raise ValueError(
                         "parameter group didn't specify a value of required "
                         f"optimization parameter {key}: give {{{key!r}: ...}}"
                     )
                 checked[key] = check_value(key, checked[key], self._kinds.get(key))
-            hyper = {key: at_step(checked[key], 0) for key in self._hyper}
-            lr = {"lr": 0.0} if takes_lr(self._rule) else {}
-            self._rule(**hyper, **lr)
+            if not self._hyper.keys().isdisjoint(new):
+                hyper = {key: at_step(checked[key], 0) for key in self._hyper}
+                lr = {"lr": 0.0} if takes_lr(self._rule) else {}
+                self._rule(**hyper, **lr)
         except (TypeError, ValueError) as error:
             error.add_note(f"in group {name!r}")
             raise

@@ -50,7 +50,8 @@ def check_number(key: str, value: Any) -> float:
 example {'lr': 0.1}
     """
     what, least, most = _NUMBERS.get(key, (key, -_ANY, _ANY))
-    if isinstance(value, bool | str) or np.ndim(value) != 0:
+    plain = type(value) is float
+    if not plain and (isinstance(value, bool | str) or np.ndim(value) != 0):
         raise TypeError(f"{key} must be a number, not {value!r}")
     try:
         number = float(value)
@@ -83,6 +84,8 @@ def _curve(key: str, value: Any) -> Schedule:
 
 
 def _number_or_curve(key: str, value: Any) -> float | Schedule:
+    if type(value) is float:
+        return check_number(key, value)
     plain = not callable(value) and (isinstance(value, str) or np.ndim(value) == 0)
     return check_number(key, value) if plain else _curve(key, value)
 
