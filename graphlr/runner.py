@@ -231,8 +231,8 @@ class Runner:
         """One step."""
         plan = self.ready()
         signature, batch = arguments.read(self.build, args, kwargs)
-        known = (signature, 0) in self.programs
-        program = self.program(plan, signature, batch)
+        known = self.programs.get((signature, 0))
+        program = known or self.program(plan, signature, batch)
         if program.limits:
             check_ranges(program.limits, batch, signature, self.build)
         try:

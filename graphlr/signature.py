@@ -27,6 +27,7 @@ _ARRAYS = (
     float,
     complex,
 )
+_PLAIN = (jax.Array, np.ndarray)  # what nearly every argument is
 _OBJECT = np.dtype(object)
 _CONSTANTS = (str, bytes, bool, enum.Enum, type, np.dtype)
 
@@ -184,6 +185,9 @@ def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
     leaves, tree = jax.tree.flatten((args, kwargs))
     kinds: list[Any] = []
     for i, leaf in enumerate(leaves):
+        if isinstance(leaf, _PLAIN) and leaf.dtype is not _OBJECT:
+            kinds.append(jax.typeof(leaf))
+            continue
         if isinstance(leaf, _CONSTANTS) or callable(leaf):
             kinds.append(Constant(type(leaf), leaf))
             if not isinstance(leaf, Hashable):
