@@ -195,7 +195,12 @@ def works(quick: bool) -> tuple[Work, Work, Work]:
             few,
             (1, 3, 3) if quick else (3, 20, 5),
         ),
-        Work("MobileNetV2 step", network, few, (1, 3, 3) if quick else (2, 10, 3)),
+        Work(
+            "MobileNetV2 step",
+            network,
+            few if quick else (1, 150),
+            (1, 3, 3) if quick else (2, 10, 3),
+        ),
         Work(
             "update of 600 small arrays",
             lambda: update_of(chain()),

@@ -1,9 +1,10 @@
-"""How the time of a step grows, with a fitted slope for each of five sizes.
+"""How the time of a step grows, with a fitted slope for each of four sizes.
 
 With the number of groups, of parameter arrays and of steps in one `graph.scan`, for a
-chain of small linear layers, where little else costs anything; with the batch and, at a
-fixed batch, with `gradient_accumulation_steps`, for MobileNetV2. SGD with momentum,
-the process's own allocator untouched. The sizes of one kind take turns in one process.
+chain of small linear layers, where little else costs anything; at a fixed batch, with
+`gradient_accumulation_steps`, for MobileNetV2 (`step` has the size of the batch). SGD
+with momentum, the process's own allocator untouched. The sizes of one kind take turns
+in one process.
 """
 
 import argparse
@@ -58,11 +59,6 @@ def by_scan(steps: int) -> Step:
     return scan_step(small.task(20 * SLOTS), steps)
 
 
-def by_batch(size: int) -> Step:
-    """A step of MobileNetV2 with a batch of `size`."""
-    return graph_step(mobilenet.task(size))
-
-
 def by_parts(parts: int) -> Step:
     """A step of MobileNetV2 with a batch of 64 in `parts` parts."""
     task = mobilenet.task(64)
@@ -104,14 +100,6 @@ def kinds(quick: bool) -> list[Growth]:
         return cheap
     return [
         *cheap,
-        Growth(
-            "step of MobileNetV2 by batch",
-            "images",
-            "image",
-            (16, 32, 64, 128, 256, 512, 1024),
-            by_batch,
-            slow,
-        ),
         Growth(
             "step of MobileNetV2, batch 64, by gradient_accumulation_steps",
             "parts",
