@@ -185,7 +185,7 @@ def works(quick: bool) -> tuple[Work, Work, Work]:
     """The update and the step of MobileNetV2, and the update of many small arrays."""
     network = functools.partial(small.task if quick else mobilenet.task, 64)
     chain = functools.partial(small.task, 120 if quick else 1200)
-    few, many = (1, 10, 50, 150), (1, 10, 50, 150, 300)
+    few, many = (1, 10, 50, 150), (1, 50, 300)
     if quick:
         few = many = (1, 10)
     return (
@@ -193,19 +193,19 @@ def works(quick: bool) -> tuple[Work, Work, Work]:
             "update of MobileNetV2",
             lambda: update_of(network()),
             few,
-            (1, 3, 3) if quick else (3, 20, 5),
+            (1, 3, 3) if quick else (1, 12, 5),
         ),
         Work(
             "MobileNetV2 step",
             network,
             few if quick else (1, 150),
-            (1, 3, 3) if quick else (2, 10, 3),
+            (1, 3, 3) if quick else (1, 8, 3),
         ),
         Work(
             "update of 600 small arrays",
             lambda: update_of(chain()),
             many,
-            (1, 3, 3) if quick else (3, 20, 10),
+            (1, 3, 3) if quick else (1, 8, 5),
         ),
     )
 

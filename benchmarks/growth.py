@@ -104,7 +104,7 @@ def kinds(quick: bool) -> list[Growth]:
             "step of MobileNetV2, batch 64, by gradient_accumulation_steps",
             "parts",
             "part",
-            (1, 2, 4, 8),
+            (1, 2, 4),
             by_parts,
             slow,
         ),
