@@ -23,6 +23,7 @@ from benchmarks.pictures import Picture, bars_of, draw, is_current, lines_of
 ROOT = HERE.parent
 START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 COMMAND = "python -m benchmarks"
+GROUPS = "update of MobileNetV2 by groups"  # what README shows of it
 
 Results = Mapping[str, Mapping[str, Any]]  # by the name of the benchmark
 
@@ -167,6 +168,15 @@ def pictures(results: Results) -> list[Picture]:
     ]
 
 
+def shown(results: Results) -> list[str]:
+    """The pictures that README has: bars of the step, cost by batch and by groups."""
+    return [
+        f"![{picture.data['title']}](docs/benchmarks/{picture.file})"
+        for picture in pictures(results)
+        if picture.file.startswith("step-") or picture.data["title"] == GROUPS
+    ]
+
+
 def readme_block(results: Results) -> str:
     """What stands between the marks in README.md."""
     lines = [
@@ -177,6 +187,8 @@ def readme_block(results: Results) -> str:
         "",
         *targets(results),
         *steps(results),
+        *shown(results),
+        "",
         *machines(results),
         "",
         *missing(results),
