@@ -217,7 +217,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=Path("data"),
         help="where CIFAR-10 is, or is downloaded to",
     )
-    add("--epochs", type=positive(int), default=25, help="passes over the data")
+    add("--epochs", type=positive(int), default=35, help="passes over the data")
     add("--batch-size", type=positive(int), default=64, help="images in a step")
     add(
         "--optimizer",
