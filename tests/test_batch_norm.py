@@ -115,6 +115,13 @@ def test_dtypes_are_those_of_nnx(given, kwargs):
     )
 
 
+def test_complex_images_are_left_to_nnx():
+    real, imaginary = arrays((6, 3), (6, 3), dtype=np.float32)
+    ours, theirs = both(3, param_dtype=jnp.complex64)
+    x = real + 2j * imaginary**2
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
 def test_keeps_what_pytorch_keeps():
     (x,) = arrays((4, 3, 2, 5), dtype=np.float32)
     norm = BatchNorm(5, rngs=nnx.Rngs(0))

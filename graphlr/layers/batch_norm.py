@@ -123,7 +123,8 @@ class BatchNorm(nnx.BatchNorm):
                 f"x.shape={x.shape}: use a larger batch or image, or model.eval()"
             )
         kept = self.momentum * self.var[...]
-        plain = mask is None and self.axis_name is None
+        real = jnp.issubdtype(x.dtype, jnp.floating)
+        plain = real and mask is None and self.axis_name is None
         if plain and self.axis in (-1, x.ndim - 1) and not self.use_fast_variance:
             y = self._normalize(x)
         else:
