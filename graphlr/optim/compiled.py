@@ -18,6 +18,7 @@ import optax
 from graphlr.groups import ParamGroup, Selector
 from graphlr.optim.lr_scheduler import Schedule
 from graphlr.optim.transforms import centralize, clip_by_norm
+from graphlr.optim.transforms.leaves import pieces
 from graphlr.optim.values import at_step
 
 Rule = Callable[..., optax.GradientTransformation]
@@ -145,14 +146,20 @@ def pack(specs: Sequence[GroupSpec], groups: Sequence[ParamGroup]) -> list[float
 
 def unpack(specs: Sequence[GroupSpec], numbers: Any) -> dict[str, Values]:
     """The vector of live numbers as `{group: {key: number or tuple}}`."""
+    sizes = [sum(length or 1 for _, length in spec.live) for spec in specs]
+    return {
+        spec.name: _entries(spec, piece)
+        for spec, piece in zip(specs, pieces(numbers, sizes), strict=True)
+    }
+
+
+def _entries(spec: GroupSpec, numbers: Any) -> Values:
     entries = iter(numbers)
 
     def take(length: int) -> Any:
         return tuple(itertools.islice(entries, length)) if length else next(entries)
 
-    return {
-        spec.name: {key: take(length) for key, length in spec.live} for spec in specs
-    }
+    return {key: take(length) for key, length in spec.live}
 
 
 def group_lr(spec: GroupSpec, values: Values, step: Any) -> Any:

@@ -56,14 +56,16 @@ def scale_by_adam(
         largest = jnp.zeros_like(p) if amsgrad else None
         return jnp.zeros_like(p), jnp.zeros_like(p), largest
 
-    def step(g: Any, _: Any, slots: Any, c1: Any, c2: Any) -> Any:
+    def step(g: Any, _: Any, slots: Any, r1: Any, r2: Any) -> Any:
         m, v = _moments(g, slots, b1, b2)
         largest = jnp.maximum(slots[2], v) if amsgrad else v
-        scaled = jnp.sqrt(largest) / jnp.sqrt(c2) + eps
-        return (m / c1) / scaled, (m, v, largest)
+        return (m * r1) / (jnp.sqrt(largest) * r2 + eps), (m, v, largest)
 
     def coefficients(t: jax.Array) -> Any:
-        return _corrections(b1, b2, t) if bias_correction else (jnp.ones(t.shape),) * 2
+        if not bias_correction:
+            return jnp.ones(t.shape), jnp.ones(t.shape)
+        c1, c2 = _corrections(b1, b2, t)
+        return 1 / c1, jax.lax.rsqrt(c2)
 
     return per_leaf(AdamState, start, step, coefficients)
 

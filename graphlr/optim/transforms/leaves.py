@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 Number = float | jax.Array
 # (gradient, parameter or None, its slots, its coefficients) -> (direction, new slots)
@@ -65,7 +67,7 @@ def per_leaf(
         own, counts = itertools.repeat(()), ()
         if coefficients is not None:
             counts = (state.steps + 1,)
-            own = zip(*coefficients(*counts), strict=True)
+            own = zip(*map(_entries, coefficients(*counts)), strict=True)
         directions, made = [], []
         for g, p, mine, numbers in zip(grads, weights, slots, own, strict=False):
             direction, new = step(g, p, mine, *numbers)
@@ -74,6 +76,36 @@ def per_leaf(
         return tree.unflatten(directions), kind(*fields_of(tree, made), *counts)
 
     return optax.GradientTransformation(init, update)
+
+
+def pieces(vector: Any, sizes: Sequence[int]) -> list[Any]:
+    """`vector` cut into consecutive pieces.
+
+    While tracing, the vector is computed once and the places of the cuts are hidden
+    from the compiler: it makes one kernel for all parameters of a shape, which differ
+    in their place only, and it takes a third to two thirds less time.
+
+    Args:
+        vector: Numbers, at least as many as the sizes ask for.
+        sizes: How many numbers each piece has.
+
+    Example:
+        >>> pieces([0.1, 0.2, 0.3], [1, 2])
+        [[0.1], [0.2, 0.3]]
+    """
+    starts = list(itertools.accumulate(sizes, initial=0))[:-1]
+    places = zip(starts, sizes, strict=True)
+    if not isinstance(vector, Tracer):
+        return [vector[start : start + size] for start, size in places]
+    vector, *hidden = jax.lax.optimization_barrier([vector, *map(np.int32, starts)])
+    return [
+        jax.lax.dynamic_slice(vector, (i,), (size,), allow_negative_indices=False)
+        for i, size in zip(hidden, sizes, strict=True)
+    ]
+
+
+def _entries(vector: jax.Array) -> list[jax.Array]:
+    return [piece[0] for piece in pieces(vector, [1] * len(vector))]
 
 
 def _like(new: Any, old: Any) -> Any:
