@@ -123,8 +123,13 @@ class ExportedGraph:
         self._programs = programs
         step, rates = functions["step.jax"], functions.get("lr.jax")
         self._rates = jax.jit(rates.call) if rates else None
+
+        def run(state: Any, *inputs: Any) -> Any:
+            outputs, changed, new = step.call(state, *inputs)
+            return new, outputs, changed  # the state first: see step.Results
+
         self._run = jax.jit(
-            step.call,
+            run,
             donate_argnums=(0,) if manifest["donate"] else (),
             compiler_options=program.compiler_options(),
         )
@@ -168,7 +173,7 @@ class ExportedGraph:
                     lowered = self._run.lower(given, self._extras, vectors, batch)
                     self._compiled[kinds] = lowered.compile()
                 run = self._compiled[kinds]
-                outputs, changed, new = run(given, self._extras, vectors, batch)
+                new, outputs, changed = run(given, self._extras, vectors, batch)
             except Exception as error:
                 program.check_not_lost(jax.tree.leaves(old), error)
                 error.add_note(f"in a call of {self!r}")

@@ -297,7 +297,7 @@ class Runner:
         certain = not memories.may_skip(self.config, self.scaler)
         with Undisturbed():
             try:
-                outputs, extras, state, report = run(self.state(plan), inputs)
+                state, outputs, extras, report = run(self.state(plan), inputs)
             except Exception as error:
                 check_not_lost(self._donated(plan), error)
                 raise

@@ -31,7 +31,7 @@ def scanned(step: Step, found: Findings) -> Step:
             state, extras = carry
             fresh = iter(arrays)
             batch = [x if np.ndim(x) == 0 else next(fresh) for x in inputs.batch]
-            outputs, changed, state, report = step(
+            state, outputs, changed, report = step(
                 state, Inputs(extras, inputs.numbers, batch)
             )
             extras = list(extras)
@@ -44,7 +44,7 @@ def scanned(step: Step, found: Findings) -> Step:
             body, (state, list(inputs.extras)), arrays
         )
         report = jax.tree.map(lambda x: x[-1], reports)
-        return Results(outputs, [extras[i] for i in found.changed], state, report)
+        return Results(state, outputs, [extras[i] for i in found.changed], report)
 
     return many
 

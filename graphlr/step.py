@@ -51,16 +51,19 @@ class Inputs(NamedTuple):
 class Results(NamedTuple):
     """What a step gives.
 
+    The state comes first: jax gives each donated buffer to the first result of its
+    shape, and a result in another's buffer costs a copy.
+
     Attributes:
+        state: The new state.
         outputs: The arrays among what `build` returned.
         extras: The extras that `build` changed.
-        state: The new state.
         report: What was asked to be seen of the update.
     """
 
+    state: State
     outputs: Arrays
     extras: Arrays
-    state: State
     report: Report
 
 
@@ -150,7 +153,7 @@ def make_step(
         if not plan.layouts:
             done = forward(state.trained, inputs.extras, inputs.batch)
             changed = [done.extras[i] for i in found.changed]
-            return Results(done.outputs, changed, state, {})
+            return Results(state, done.outputs, changed, {})
         found.unused = set(plan.names)
         parts = config.gradient_accumulation_steps
         scale = state.memory.get("scaler.scale")
@@ -173,7 +176,7 @@ def make_step(
             extras=after,
             loss=done.loss,
         )
-        return Results(done.outputs, extras, new, report)
+        return Results(new, done.outputs, extras, report)
 
     return step, found
 

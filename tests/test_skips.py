@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +113,8 @@ def test_too_many_in_a_row_stop_with_a_diagnosis():
     with pytest.raises(FloatingPointError) as caught:
         collections.deque((graph(bad(), Y) for _ in range(8)), 0)
     message = str(caught.value)
-    assert "3 batches in a row" in message
+    # 3 to 5: only one call in three waits to see whether the one before was skipped.
+    assert re.match("[345] batches in a row", message)
     assert (
         "gradient of model.bn.bias (group 'norm') isn't finite, and 3 more" in message
     )
