@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -266,8 +267,8 @@ def check_not_lost(arrays: Iterable[jax.Array], error: Exception) -> None:
         ) from error
 
 
-# Without the translation of handlers to enums, which takes 15 us.
-_set_handler = getattr(signal.signal, "__wrapped__", signal.signal)
+# The function behind `signal.signal`, which takes 15 us to translate handlers to enums.
+_set_handler = sys.modules.get("_signal", signal).signal
 
 
 class Undisturbed:
