@@ -1,7 +1,7 @@
 """PyTorch's BatchNorm, with a derivative that reads the images half as often."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,39 @@ def _mean(x: jax.Array) -> jax.Array:
     return x.mean(range(x.ndim - 1))
 
 
+class _Moments(NamedTuple):
+    """Of an image `(..., channels)`, by channel.
+
+    Attributes:
+        centred: The image less its mean.
+        mean: Of its pixels.
+        var: Their biased variance.
+    """
+
+    centred: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+
+def _moments(x: jax.Array) -> _Moments:
+    """In two passes.
+
+    The barrier makes everything that follows read the centred image. XLA would subtract
+    the mean again wherever it can, and so keep both images for the backward pass.
+    """
+    mean = _mean(x)
+    centred = lax.optimization_barrier(x - _wide(mean, x))
+    return _Moments(centred, mean, _mean(lax.square(centred)))
+
+
+def _scaled(
+    moments: _Moments, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    x = moments.centred
+    factor = lax.rsqrt(moments.var + epsilon) * scale
+    return x * _wide(factor, x) + _wide(bias, x)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
@@ -31,11 +64,8 @@ def _normalize(
     Returns:
         The result, the mean and the variance.
     """
-    mean = _mean(x)
-    centred = x - _wide(mean, x)
-    var = _mean(lax.square(centred))
-    factor = lax.rsqrt(var + epsilon) * scale
-    return centred * _wide(factor, x) + _wide(bias, x), mean, var
+    moments = _moments(x)
+    return _scaled(moments, scale, bias, epsilon), moments.mean, moments.var
 
 
 @_normalize.defjvp
@@ -45,13 +75,15 @@ def _normalize_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     Differentiating the definition takes twice the sums: of the gradient and of its
     product with the image, once for scale and bias and once for mean and variance.
     """
-    x, scale, _ = primals
+    x, scale, bias = primals
     dx, dscale, dbias = tangents
-    y, mean, var = _normalize(*primals, epsilon)
-    centred, inverse = x - _wide(mean, x), lax.rsqrt(var + epsilon)
+    moments = _moments(x)
+    centred, mean, var = moments
+    inverse = lax.rsqrt(var + epsilon)
     scaled = dx * _wide(inverse * scale, x)
     shift = dbias - _mean(scaled)
     slope = inverse * (dscale - inverse * _mean(centred * scaled))
+    y = _scaled(moments, scale, bias, epsilon)
     dy = scaled + _wide(shift, x) + centred * _wide(slope, x)
     return (y, mean, var), (dy, _mean(dx), 2 * _mean(centred * dx))
 
