@@ -7,6 +7,7 @@ have the names and shapes of `nnx.Conv`: checkpoints fit both.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -193,6 +194,17 @@ def _pointwise_conv(x: jax.Array, kernel: jax.Array, strides: Any) -> jax.Array:
     return (pixels @ kernel[0, 0]).reshape(batch, height, width, -1)
 
 
+def _patches_conv(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
+    """Return the convolution as one matrix product over all patches, written out."""
+    taps, (*size, _) = _taps(x, kernel.shape[:2], *geometry)
+    if not taps:
+        return jnp.zeros((*size, kernel.shape[-1]), x.dtype)
+    patches = jnp.concatenate(list(taps.values()), -1)
+    weights = jnp.concatenate([kernel[at] for at in taps]).astype(patches.dtype)
+    pixels = patches.reshape(-1, len(weights)) @ weights
+    return pixels.reshape(*size, -1).astype(x.dtype)
+
+
 def _is_plain(
     lhs: jax.Array,
     rhs: jax.Array,
@@ -291,6 +303,11 @@ def _plain(
 
     elif window == [1, 1] and depth == channels and not any(map(any, padding)):
         fast = functools.partial(_pointwise_conv, strides=strides)
+    elif depth == channels == 3 and outputs >= 32 and math.prod(window) <= 25:
+
+        def fast(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            return _patches_conv(x, kernel, strides, padding, dilation)
+
     else:
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=fast, default=native)
