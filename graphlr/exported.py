@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from graphlr import archive, program, structure
@@ -261,7 +260,7 @@ class ExportedGraph:
 
         def arrays(names: Sequence[str], kinds: Sequence[Any]) -> list[jax.Array]:
             pairs = zip(names, kinds, strict=True)
-            return [jnp.array(state[name], kind.dtype) for name, kind in pairs]
+            return [states.copied(state[name], kind.dtype) for name, kind in pairs]
 
         slots = [layout.flat(state, None) for layout in self._layouts]
         memory = [*kinds.memory]

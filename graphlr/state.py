@@ -123,7 +123,7 @@ def load_arrays(
     ):
         optimizer.slots = arrays
         optimizer.step = int(state.get(key, optimizer.step))
-    memory = {key: jnp.array(state.get(key, x), x.dtype) for key, x in memory.items()}
+    memory = {key: copied(state.get(key, x), x.dtype) for key, x in memory.items()}
     return Loaded(missing, unexpected, memory)
 
 
@@ -199,11 +199,21 @@ def plain(array: Any) -> Any:
     return array
 
 
+def copied(value: Any, dtype: Any) -> jax.Array:
+    """A copy of `value` as an array of `dtype`, to be donated.
+
+    What is on the host is copied without a program: one for each shape takes seconds.
+    """
+    if isinstance(value, jax.Array):
+        return jnp.array(value, dtype)
+    return jax.device_put(np.asarray(value, dtype), may_alias=False)
+
+
 def _like(value: Any, old: Any) -> jax.Array:
     """A copy of `value` of the kind that `old` is."""
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(value, impl=jax.random.key_impl(old))
-    return jnp.array(value, old.dtype)
+    return copied(value, old.dtype)
 
 
 def check(
