@@ -69,7 +69,7 @@ def own(arrays: list[jax.Array]) -> list[jax.Array]:
     second `jax.Array` over the same buffer, such as `jax.device_put` to the device
     where an array is, can't be seen.
     """
-    if arrays and max(map(sys.getrefcount, arrays)) > _OWN:
+    if sum(map(sys.getrefcount, arrays)) > _OWN * len(arrays):
         counts = list(map(sys.getrefcount, arrays))
         return [
             jnp.copy(array) if count > _OWN else array

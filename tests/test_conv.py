@@ -111,14 +111,15 @@ def test_dilated_and_multiplied_depthwise(size, dilation, multiplier, padding):
         ((1, 1, 3, 5), (2, 2), "VALID"),
         ((1, 1, 3, 5), (1, 1), ((1, 1), (1, 1))),
         ((3, 3, 3, 5), (1, 1), "SAME"),
+        ((3, 3, 3, 32), (2, 2), ((1, 1), (1, 1))),
+        ((3, 5, 3, 40), (1, 2), ((0, 3), (2, -1))),
+        ((5, 5, 3, 32), (3, 1), ((9, 0), (-2, 0))),
     ],
 )
 def test_other_kernels_are_the_convolution(shape, strides, padding):
     with jax.enable_x64(True):
         x, kernel = arrays((2, 5, 4, 3), shape)
-        expected = native(x, kernel, strides, padding)
-        y = chosen(x, kernel, strides, padding)
-        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+        check_like_native(x, kernel, strides=strides, padding=padding)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 1, 4, 4)])
@@ -197,9 +198,12 @@ print(len(step(sharded, kernel)[1][0].sharding.device_set))
     assert run.stdout.split() == ["4"]
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 1, 4, 8)])
-def test_only_cpu_programs_are_reformulated(shape):
-    specs = [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in [(2, 5, 5, 4), shape]]
+@pytest.mark.parametrize(
+    ("channels", "shape"), [(4, (3, 3, 1, 4)), (4, (1, 1, 4, 8)), (3, (3, 3, 3, 32))]
+)
+def test_only_cpu_programs_are_reformulated(channels, shape):
+    sizes = [(2, 5, 5, channels), shape]
+    specs = [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in sizes]
 
     def loss(x, kernel):
         return jnp.sum(chosen(x, kernel, (1, 1), "SAME") ** 2)

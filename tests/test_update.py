@@ -1,5 +1,8 @@
 """Clips over everything trained, and what a group's update is seen to be."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,3 +118,56 @@ def test_statistics_of_what_no_loss_reaches_and_what_is_frozen():
     assert stats["group0"]["update_norm"] > 0
     for name in ("group1", "group2"):
         assert (stats[name]["grad_norm"], stats[name]["update_norm"]) == (0.0, 0.0)
+
+
+# --- what XLA makes of it ---
+
+
+class Deep(glr.Graph):
+    """Layers whose statistics have the shapes of their parameters."""
+
+    def __init__(self, groups):
+        super().__init__()
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List(
+            layer
+            for _ in range(4)
+            for layer in (nnx.Linear(8, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs))
+        )
+        params = jax.tree.leaves(
+            nnx.state(self.layers, nnx.Param),
+            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+        )
+        cut = [{"params": params[i::groups]} for i in range(groups)]
+        self.add_optimizer(glr.optim.AdamW(cut, lr=1e-3))
+
+    def build(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        self.backward((x**2).mean())
+
+
+@pytest.fixture
+def hlo(capsys):
+    """What XLA compiled for a graph."""
+
+    def of(graph):
+        graph.debug(3)
+        graph(np.ones((4, 8), np.float32))
+        return capsys.readouterr().out
+
+    return of
+
+
+def test_every_buffer_goes_back_to_its_own_array(hlo):
+    text = hlo(Deep(1))
+    aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}, may-alias\)", text)
+    arrays = 16 + 2 * 16 + 1 + 1  # parameters, slots and their count, steps
+    assert aliases == [(str(i), str(i)) for i in range(arrays)]
+    assert re.findall(r"copy\(%state_trained\S*", text) == []
+
+
+def test_groups_differ_in_no_constant_of_the_program(hlo):
+    one, many = (re.findall(r" slice\(.*slice=\S+", hlo(Deep(n))) for n in (1, 16))
+    places = [{re.sub(r".*slice=", "", line) for line in text} for text in (one, many)]
+    assert places[0] == places[1]
