@@ -17,6 +17,7 @@ from graphlr.memory import Memory, may_skip
 from graphlr.optim.compiled import GroupSpec, group_lr, transform, unpack
 from graphlr.optim.slots import Layout
 from graphlr.optim.transforms import clip_by_norm, norm
+from graphlr.ordered import ordered_on_cpu
 from graphlr.plan import Plan
 from graphlr.precision import Scaler
 
@@ -151,12 +152,7 @@ def _together(trained: Arrays, grads: Arrays) -> tuple[Arrays, Arrays]:
     """
     if not isinstance(grads[0], Tracer):
         return trained, grads
-    return jax.lax.platform_dependent(
-        trained,
-        grads,
-        cpu=lambda *both: jax.lax.optimization_barrier(both),
-        default=lambda *both: both,
-    )
+    return ordered_on_cpu(trained, grads)
 
 
 def _applied(params: Named, updates: Named) -> Named:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from graphlr.ordered import ordered_on_cpu
+
 
 def _wide(values: jax.Array, x: jax.Array) -> jax.Array:
     """One value per channel, at every pixel.
@@ -39,11 +41,11 @@ class _Moments(NamedTuple):
 def _moments(x: jax.Array) -> _Moments:
     """In two passes.
 
-    The barrier makes everything that follows read the centred image. XLA would subtract
-    the mean again wherever it can, and so keep both images for the backward pass.
+    Everything that follows is to read the centred image. XLA for CPU would subtract the
+    mean again wherever it can, and so keep both images for the backward pass.
     """
     mean = _mean(x)
-    centred = lax.optimization_barrier(x - _wide(mean, x))
+    centred = ordered_on_cpu(x - _wide(mean, x))
     return _Moments(centred, mean, _mean(lax.square(centred)))
 
 
