@@ -97,6 +97,14 @@ def handler():
     signal.signal(signal.SIGINT, old)
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """A shell starts what runs in the background with Ctrl-C ignored."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 def interrupted(error=None, then=lambda: None):
     """A block in which Ctrl-C comes and something else happens after it."""
     with Undisturbed():

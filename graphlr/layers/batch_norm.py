@@ -39,7 +39,7 @@ class _Moments(NamedTuple):
 
 
 def _moments(x: jax.Array) -> _Moments:
-    """In two passes.
+    """The moments of an image, in two passes.
 
     Everything that follows is to read the centred image. XLA for CPU would subtract the
     mean again wherever it can, and so keep both images for the backward pass.
