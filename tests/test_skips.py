@@ -2,7 +2,6 @@
 
 import collections
 import logging
-import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,11 +109,12 @@ def test_too_many_in_a_row_stop_with_a_diagnosis():
         graph(bad(), Y)
     graph(X, Y)  # not in a row
     before = graph.state_dict()
+    # Reading `skipped` waits for the step: only one call in three does by itself.
+    steps = ((graph(bad(), Y), graph.skipped) for _ in range(8))
     with pytest.raises(FloatingPointError) as caught:
-        collections.deque((graph(bad(), Y) for _ in range(8)), 0)
+        collections.deque(steps, 0)
     message = str(caught.value)
-    # 3 to 5: only one call in three waits to see whether the one before was skipped.
-    assert re.match("[345] batches in a row", message)
+    assert "3 batches in a row" in message
     assert (
         "gradient of model.bn.bias (group 'norm') isn't finite, and 3 more" in message
     )
