@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
 from graphlr import memory as memories
 from graphlr.config import Config
@@ -118,7 +117,9 @@ def _updated(
     config: Config,
 ) -> tuple[State, list[tuple[Any, ...]]]:
     """Every optimizer's update of what it trains; update norms, ratios, rates."""
-    trained, grads = _together(state.trained, grads)
+    # XLA for CPU then knows that nothing reads a parameter after its update, which is
+    # written over it: it would else copy each one first.
+    trained, grads = ordered_on_cpu(state.trained, grads)
     params = dict(zip(plan.names, trained, strict=True))
     gradients = dict(zip(plan.names, grads, strict=True))
     new_params, all_slots, stats = dict(params), [], []
@@ -142,17 +143,6 @@ def _updated(
     trained = [new_params[path] for path in plan.names]
     memory = memories.advanced(state.memory, new_params, config)
     return State(trained, all_slots, [step + 1 for step in state.steps], memory), stats
-
-
-def _together(trained: Arrays, grads: Arrays) -> tuple[Arrays, Arrays]:
-    """Both, once all gradients are there.
-
-    XLA for CPU then knows that nothing reads a parameter after its update, which takes
-    the parameter's own memory: it would else copy each one first.
-    """
-    if not isinstance(grads[0], Tracer):
-        return trained, grads
-    return ordered_on_cpu(trained, grads)
 
 
 def _applied(params: Named, updates: Named) -> Named:

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from graphlr.layers import BatchNorm
+from graphlr.program import compiler_options
 
 
 def arrays(*shapes, dtype=np.float64):
@@ -154,8 +155,8 @@ def test_keeps_one_image_for_its_backward_pass():
             x = jax.nn.relu(BatchNorm(16, rngs=nnx.Rngs(0))(x @ w))
         return x.sum()
 
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # as a graph compiles
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, w).compile(options)
+    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(x, w)
+    compiled = lowered.compile(compiler_options())
     images = compiled.memory_analysis().temp_size_in_bytes / x.nbytes
     # The centred one, and what the product needs; left alone, XLA keeps a third.
     assert images < 2 * layers + 2

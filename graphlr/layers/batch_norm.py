@@ -45,7 +45,7 @@ def _moments(x: jax.Array) -> _Moments:
     mean again wherever it can, and so keep both images for the backward pass.
     """
     mean = _mean(x)
-    centred = ordered_on_cpu(x - _wide(mean, x))
+    (centred,) = ordered_on_cpu(x - _wide(mean, x))
     return _Moments(centred, mean, _mean(lax.square(centred)))
 
 

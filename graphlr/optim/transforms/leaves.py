@@ -93,10 +93,10 @@ def pieces(vector: Any, sizes: Sequence[int]) -> list[Any]:
         >>> pieces([0.1, 0.2, 0.3], [1, 2])
         [[0.1], [0.2, 0.3]]
     """
-    starts = list(itertools.accumulate(sizes, initial=0))[:-1]
-    places = zip(starts, sizes, strict=True)
     if not isinstance(vector, Tracer):
-        return [vector[start : start + size] for start, size in places]
+        entries = iter(vector)
+        return [list(itertools.islice(entries, size)) for size in sizes]
+    starts = list(itertools.accumulate(sizes, initial=0))[:-1]
     vector, *hidden = jax.lax.optimization_barrier([vector, *map(np.int32, starts)])
     return [
         jax.lax.dynamic_slice(vector, (i,), (size,), allow_negative_indices=False)
