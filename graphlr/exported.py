@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.export
 import numpy as np
 
-from graphlr import archive, program, structure
+from graphlr import archive, binaries, program, structure
 from graphlr import state as states
 from graphlr.archive import ArchiveError
 from graphlr.groups import listing, unknown_key
@@ -130,7 +131,6 @@ class ExportedGraph:
         self._run = jax.jit(
             run,
             donate_argnums=(0,) if manifest["donate"] else (),
-            compiler_options=program.compiler_options(),
         )
         self._compiled: dict[Any, Any] = {}  # by the types of the batch
         (known, self._extra_kinds, _, self._batch_kinds), _ = jax.tree.unflatten(
@@ -169,8 +169,8 @@ class ExportedGraph:
             kinds = tuple(map(jax.typeof, batch))
             try:
                 if kinds not in self._compiled:
-                    lowered = self._run.lower(given, self._extras, vectors, batch)
-                    self._compiled[kinds] = lowered.compile()
+                    inputs = (given, self._extras, vectors, batch)
+                    self._compiled[kinds] = self._program(inputs)
                 run = self._compiled[kinds]
                 new, outputs, changed = run(given, self._extras, vectors, batch)
             except Exception as error:
@@ -181,6 +181,22 @@ class ExportedGraph:
             for i, array in zip(self._places["changed"], changed, strict=True):
                 self._extras[i] = array
         return structure.fill(self.manifest["results"], outputs)
+
+    def _program(self, inputs: tuple[Any, ...]) -> jax.stages.Compiled:
+        """The step for inputs like these; from the cache, if it can be, not lowered."""
+        options = program.compiler_options()
+        leaves = jax.tree.leaves(inputs)
+        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+        devices = {device for array in arrays for device in array.devices()}
+        if len(devices) != 1:
+            return self._run.lower(*inputs).compile(options)
+        (device,) = devices
+        step = hashlib.sha256(self._programs["step.jax"]).hexdigest()
+        kinds = [repr(jax.typeof(leaf)) for leaf in leaves]
+        identity = repr([FORMAT, step, self.manifest["donate"], kinds])
+        return binaries.load_or_compile(
+            identity, device, lambda: self._run.lower(*inputs), options
+        )
 
     def _batch(self, args: Any, kwargs: Any) -> list[Any]:
         """The arrays among the arguments, checked."""

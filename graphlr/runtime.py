@@ -126,6 +126,18 @@ def compile_cache(directory: str | Path | None) -> Path | None:
     return path
 
 
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept now, by `compile_cache` or JAX's own settings.
+
+    Example:
+        >>> cache_folder() is None
+        True
+    """
+    enabled = _config.jax_enable_compilation_cache
+    folder = _config.jax_compilation_cache_dir if enabled else None
+    return None if folder is None else Path(folder)
+
+
 @contextmanager
 def cache_use() -> Iterator[dict[str, bool]]:
     """What the cache does for one compilation: `hit`, missing where there is no cache.
@@ -133,7 +145,7 @@ def cache_use() -> Iterator[dict[str, bool]]:
     Entries that could not be read are removed, with one warning for all.
     """
     use: dict[str, bool] = {}
-    if _config.jax_compilation_cache_dir is None:
+    if cache_folder() is None:
         yield use
         return
     before, start = _events.copy(), time.time()

@@ -60,6 +60,7 @@ ORDER = [
     "runner",
     "summary",
     "archive",
+    "binaries",
     "structure",
     "specs",
     "onnx",
