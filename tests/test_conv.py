@@ -75,6 +75,10 @@ DEPTHWISE = [
     (6, 6, 3, (1, 1), ((-1, 2), (0, -2))),
     (1, 3, 1, (2, 2), ((1, 1), (1, 1))),
     (2, 2, 5, (1, 1), "VALID"),
+    (20, 3, 3, (1, 1), ((1, 1), (1, 1))),
+    (33, 2, 5, (2, 1), ((2, 2), (2, 2))),
+    (4, 5, 3, (1, 1), ((9, 0), (0, 9))),
+    (12, 3, 3, (1, 1), ((0, 14), (2, 1))),
 ]
 
 
@@ -110,6 +114,7 @@ def test_dilated_and_multiplied_depthwise(size, dilation, multiplier, padding):
         ((1, 1, 3, 5), (1, 1), "SAME"),
         ((1, 1, 3, 5), (2, 2), "VALID"),
         ((1, 1, 3, 5), (1, 1), ((1, 1), (1, 1))),
+        ((1, 1, 3, 2), (2, 1), "VALID"),
         ((3, 3, 3, 5), (1, 1), "SAME"),
         ((3, 3, 3, 32), (2, 2), ((1, 1), (1, 1))),
         ((3, 5, 3, 40), (1, 2), ((0, 3), (2, -1))),
@@ -122,7 +127,7 @@ def test_other_kernels_are_the_convolution(shape, strides, padding):
         check_like_native(x, kernel, strides=strides, padding=padding)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 1, 4, 4)])
+@pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 1, 4, 4), (1, 1, 4, 2)])
 def test_second_derivatives_and_both_modes(shape):
     with jax.enable_x64(True):
         x, kernel = arrays((2, 5, 4, 4), shape)
@@ -170,6 +175,19 @@ def test_a_frozen_kernel_or_image_costs_nothing():
         for wrt in ((0, 1), 0, 1)
     )
     assert image + kernel < 1.2 * both
+
+
+def test_a_kernel_gradient_keeps_no_padded_image():
+    sizes = [(16, 32, 32, 16), (3, 3, 1, 16), (16, 32, 32, 16)]
+    x, kernel, gradient = (jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes)
+
+    def backward(x, kernel, gradient):
+        conv = functools.partial(chosen, strides=(1, 1), padding="SAME")
+        return jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](gradient)
+
+    compiled = jax.jit(backward).lower(x, kernel, gradient).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < 1.5 * np.prod(sizes[0]) * 4
 
 
 def test_sharded_over_the_batch():

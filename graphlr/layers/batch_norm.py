@@ -93,6 +93,11 @@ def _normalize_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
 _normalize_once = jax.jit(_normalize, static_argnums=3)  # traced once for each shape
 
 
+def _replace(statistic: nnx.Variable[jax.Array], value: jax.Array) -> None:
+    """`statistic[...] = value`, which asks a tracer for its origin: 1 ms each time."""
+    statistic.set_value(value.astype(statistic.dtype))
+
+
 class BatchNorm(nnx.BatchNorm):
     """An `nnx.BatchNorm` with the constants and running variance of PyTorch.
 
@@ -165,7 +170,7 @@ class BatchNorm(nnx.BatchNorm):
             y = super().__call__(x, False, mask=mask)
         # What was just added is the biased variance of the batch: n/(n-1) unbiases it.
         unbias = count / jnp.maximum(count - 1, 1)
-        self.var[...] = kept + (self.var[...] - kept) * unbias
+        _replace(self.var, kept + (self.var[...] - kept) * unbias)
         return y
 
     def _normalize(self, x: jax.Array) -> jax.Array:
@@ -182,7 +187,8 @@ class BatchNorm(nnx.BatchNorm):
         )
         y, mean, var = _normalize_once(x.astype(wide), scale, bias, self.epsilon)
         for statistic, now in ((self.mean, mean), (self.var, var)):
-            statistic[...] = self.momentum * statistic[...] + (1 - self.momentum) * now
+            kept = self.momentum * statistic[...]
+            _replace(statistic, kept + (1 - self.momentum) * now)
         return y.astype(dtype)
 
     def _values_per_channel(self, x: jax.Array, mask: jax.Array | None) -> Any:

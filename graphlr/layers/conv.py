@@ -18,7 +18,22 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_NO_EDGE = (0, 0, 0)
 _TERMS = 72  # of a written-out sum: 9 kernel positions in 8 slabs of rows
+
+
+class _Tap(NamedTuple):
+    """A kernel position along an axis of the image.
+
+    Attributes:
+        place: In the kernel.
+        reads: Where in the image each result reads; outside it there is padding.
+        inside: The results that read inside the image.
+    """
+
+    place: int
+    reads: range
+    inside: range
 
 
 class _Axis(NamedTuple):
@@ -26,16 +41,12 @@ class _Axis(NamedTuple):
 
     Attributes:
         taps: The kernel positions that meet data; others only ever see padding.
-        starts: Where each of them starts in the padded image.
         size: Of the result.
-        extent: How much of the padded image a tap spans.
         padding: What the taps read beyond the image; negative amounts crop.
     """
 
-    taps: list[int]
-    starts: list[int]
+    taps: list[_Tap]
     size: int
-    extent: int
     padding: tuple[int, int, int]
 
 
@@ -44,17 +55,17 @@ def _axis(
 ) -> _Axis:
     reach = dilation * (window - 1) + 1
     span = max(0, (size + sum(pads) - reach) // stride + 1)
-    offsets = [stride * i - pads[0] for i in range(span)]
-    taps = [
-        i for i in range(window) if any(0 <= i * dilation + at < size for at in offsets)
-    ]
+    taps = []
+    for place in range(window):
+        start = place * dilation - pads[0]
+        reads = range(start, start + stride * span, stride)
+        inside = [i for i, at in enumerate(reads) if 0 <= at < size]
+        if inside:
+            taps.append(_Tap(place, reads, range(inside[0], inside[-1] + 1)))
     if not taps:
-        return _Axis([], [], span, 0, (0, 0, 0))
-    first, last = dilation * taps[0], dilation * taps[-1]
-    starts = [dilation * tap - first for tap in taps]
-    extent = stride * (span - 1) + 1
-    padding = (-offsets[0] - first, offsets[-1] + last + 1 - size, 0)
-    return _Axis(taps, starts, span, extent, padding)
+        return _Axis([], span, _NO_EDGE)
+    padding = (-taps[0].reads[0], taps[-1].reads[-1] + 1 - size, 0)
+    return _Axis(taps, span, padding)
 
 
 def depthwise_conv(
@@ -94,33 +105,53 @@ def depthwise_conv(
     return _depthwise(x, kernel, tuple(strides), pads, tuple(dilation))
 
 
-def _taps(
+def _axes(
     x: jax.Array, window: Sequence[int], strides: Any, padding: Any, dilation: Any
-) -> tuple[dict[tuple[int, int], jax.Array], tuple[int, ...]]:
-    """What of the padded image every position of the kernel multiplies, and its shape.
-
-    At least float32.
-    """
+) -> tuple[_Axis, _Axis, tuple[int, ...]]:
+    """How a kernel meets rows and columns of the image, and the shape of the result."""
     batch, *sizes, channels = x.shape
     rows, columns = map(_axis, sizes, window, strides, padding, dilation)
-    shape = (batch, rows.size, columns.size, channels)
-    if not rows.taps or not columns.taps:
-        return {}, shape
+    return rows, columns, (batch, rows.size, columns.size, channels)
 
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _padded(x: jax.Array, *edges: tuple[int, int, int]) -> jax.Array:
+    """`x` with zeros before and after its rows and columns."""
+    if not any(map(any, edges)):
+        return x
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def _crop(x: jax.Array, rows: range, columns: range) -> jax.Array:
+    """`x` at these rows and columns."""
+    batch, _, _, channels = x.shape
+    end = (batch, rows[-1] + 1, columns[-1] + 1, channels)
+    start, steps = (0, rows[0], columns[0], 0), (1, rows.step, columns.step, 1)
+    return lax.slice(x, start, end, steps)
+
+
+def _taps(
+    x: jax.Array, rows: _Axis, columns: _Axis
+) -> dict[tuple[_Tap, _Tap], jax.Array]:
+    """What every position of the kernel multiplies, in the shape of the result."""
     # Pad once, so that every tap is a plain slice: a pad per tap takes 3 times longer.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    edges = [(0, 0, 0), rows.padding, columns.padding, (0, 0, 0)]
-    padded = lax.pad(x.astype(wide), jnp.zeros((), wide), edges)
+    padded = _padded(_wide(x), rows.padding, columns.padding)
 
-    def tap(top: int, left: int) -> jax.Array:
-        end = (batch, top + rows.extent, left + columns.extent, channels)
-        return lax.slice(padded, (0, top, left, 0), end, (1, *strides, 1))
+    def moved(reads: range, by: int) -> range:
+        return range(reads.start + by, reads.stop + by, reads.step)
 
     return {
-        (row, column): tap(top, left)
-        for row, top in zip(rows.taps, rows.starts, strict=True)
-        for column, left in zip(columns.taps, columns.starts, strict=True)
-    }, shape
+        (row, column): _crop(
+            padded,
+            moved(row.reads, rows.padding[0]),
+            moved(column.reads, columns.padding[0]),
+        )
+        for row in rows.taps
+        for column in columns.taps
+    }
 
 
 # `lax.add` and not `+`, here and below: jax traces it faster, and there are thousands.
@@ -128,57 +159,74 @@ def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(lax.add, arrays)
 
 
-def _weights(kernel: jax.Array, taps: dict[tuple[int, int], jax.Array]) -> Any:
-    """What each position of the kernel multiplies with: `(channels,)` by position."""
-    (dtype,) = {tap.dtype for tap in taps.values()}
-    flat = lax.convert_element_type(lax.squeeze(kernel, [2]), dtype)
-    *_, channels = flat.shape
-    return {
-        (row, column): lax.reshape(
-            lax.slice(flat, (row, column, 0), (row + 1, column + 1, channels)),
-            (channels,),
-        )
-        for row, column in taps
-    }
+def _weight(kernel: jax.Array, row: _Tap, column: _Tap) -> jax.Array:
+    """What a position of the kernel multiplies with, `(channels,)`."""
+    at, (*_, channels) = (row.place, column.place, 0, 0), kernel.shape
+    weight = lax.slice(kernel, at, (row.place + 1, column.place + 1, 1, channels))
+    return _wide(lax.reshape(weight, (channels,)))
 
 
 def _sum_of_taps(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
-    taps, shape = _taps(x, kernel.shape[:2], *geometry)
-    if not taps:
+    rows, columns, shape = _axes(x, kernel.shape[:2], *geometry)
+    if not rows.taps or not columns.taps:
         return jnp.zeros(shape, x.dtype)
     # Broadcast by hand: implicitly, a 1×1 image would leave the gradient a sum over the
     # batch axis alone, which XLA does ten times slower.
-    weights = _weights(kernel, taps)
-    wide = {at: lax.broadcast_in_dim(weights[at], shape, [3]) for at in taps}
-    return _sum(lax.mul(taps[at], wide[at]) for at in taps).astype(x.dtype)
+    return _sum(
+        lax.mul(tap, lax.broadcast_in_dim(_weight(kernel, *at), shape, [3]))
+        for at, tap in _taps(x, rows, columns).items()
+    ).astype(x.dtype)
 
 
 def _sum_by_slabs(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
     """The same, written so that its transpose in `kernel` is fast.
 
     One broadcast weight serves several slabs of rows: transposed, their products are
-    added up in one pass, and only an image as high as a slab is left to be summed.
+    added up in one pass, and only an image as high as a slab is left to be summed. The
+    weights of a kernel column are one array, so that these images are: XLA's library
+    would sum a single one with its products, and copy every slice for it. A product
+    with padding is left out, as a padded image would be kept for the backward pass.
     """
-    taps, shape = _taps(x, kernel.shape[:2], *geometry)
-    if not taps:
+    rows, columns, shape = _axes(x, kernel.shape[:2], *geometry)
+    if not rows.taps or not columns.taps:
         return jnp.zeros(shape, x.dtype)
     batch, height, width, channels = shape
-    most = max(1, _TERMS // len(taps))
+    most = max(1, _TERMS // (len(rows.taps) * len(columns.taps)))
     depth = height // max(n for n in range(1, most + 1) if height % n == 0)
-    weights = jnp.stack(list(_weights(kernel, taps).values()))
-    slab = (len(taps), batch, depth, width, channels)
-    wide = lax.split(lax.broadcast_in_dim(weights, slab, [0, 4]), [1] * len(taps))
-    wide = [lax.squeeze(weight, [0]) for weight in wide]
-    return lax.concatenate(
-        [
-            _sum(
-                lax.mul(lax.slice_in_dim(tap, top, top + depth, axis=1), weight)
-                for tap, weight in zip(taps.values(), wide, strict=True)
-            )
-            for top in range(0, height, depth)
-        ],
-        1,
-    ).astype(x.dtype)
+    image = _wide(x)
+
+    def weights(column: _Tap) -> list[jax.Array]:
+        held = jnp.stack([_weight(kernel, row, column) for row in rows.taps])
+        size = (len(held), batch, depth, len(column.inside), channels)
+        parts = lax.split(lax.broadcast_in_dim(held, size, [0, 4]), [1] * len(held))
+        return [lax.squeeze(part, [0]) for part in parts]
+
+    def product(row: _Tap, column: _Tap, weight: jax.Array, top: int) -> jax.Array:
+        first, end = max(row.inside[0], top), min(row.inside[-1] + 1, top + depth)
+        if end - first < depth:
+            weight = lax.slice_in_dim(weight, first - top, end - top, axis=1)
+        reads = column.reads[column.inside[0] : column.inside[-1] + 1]
+        term = lax.mul(_crop(image, row.reads[first:end], reads), weight)
+        return _padded(term, (first - top, top + depth - end, 0), _NO_EDGE)
+
+    def of_column(column: _Tap) -> list[jax.Array]:
+        """What a kernel column adds to each slab."""
+        edge = (column.inside[0], width - column.inside[-1] - 1, 0)
+        pairs = list(zip(rows.taps, weights(column), strict=True))
+        slabs = []
+        for top in range(0, height, depth):
+            terms = [
+                product(row, column, weight, top)
+                for row, weight in pairs
+                if row.inside[0] < top + depth and top <= row.inside[-1]
+            ]
+            empty = (batch, depth, len(column.inside), channels)
+            total = _sum(terms) if terms else jnp.zeros(empty, image.dtype)
+            slabs.append(_padded(total, _NO_EDGE, edge))
+        return slabs
+
+    slabs = map(_sum, zip(*map(of_column, columns.taps), strict=True))
+    return lax.concatenate(list(slabs), 1).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
@@ -209,11 +257,13 @@ def _pointwise_conv(x: jax.Array, kernel: jax.Array, strides: Any) -> jax.Array:
 
 def _patches_conv(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
     """Return the convolution as one matrix product over all patches, written out."""
-    taps, (*size, _) = _taps(x, kernel.shape[:2], *geometry)
-    if not taps:
+    rows, columns, (*size, _) = _axes(x, kernel.shape[:2], *geometry)
+    if not rows.taps or not columns.taps:
         return jnp.zeros((*size, kernel.shape[-1]), x.dtype)
+    taps = _taps(x, rows, columns)
     patches = jnp.concatenate(list(taps.values()), -1)
-    weights = jnp.concatenate([kernel[at] for at in taps]).astype(patches.dtype)
+    weights = jnp.concatenate([kernel[row.place, column.place] for row, column in taps])
+    weights = weights.astype(patches.dtype)
     pixels = patches.reshape(-1, len(weights)) @ weights
     return pixels.reshape(*size, -1).astype(x.dtype)
 
