@@ -128,10 +128,7 @@ class ExportedGraph:
             outputs, changed, new = step.call(state, *inputs)
             return new, outputs, changed  # the state first: see step.Results
 
-        self._run = jax.jit(
-            run,
-            donate_argnums=(0,) if manifest["donate"] else (),
-        )
+        self._run = jax.jit(run, donate_argnums=(0,) if manifest["donate"] else ())
         self._compiled: dict[Any, Any] = {}  # by the types of the batch
         (known, self._extra_kinds, _, self._batch_kinds), _ = jax.tree.unflatten(
             step.in_tree, step.in_avals

@@ -122,7 +122,7 @@ def _padded(x: jax.Array, *edges: tuple[int, int, int]) -> jax.Array:
     """`x` with zeros before and after its rows and columns."""
     if not any(map(any, edges)):
         return x
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return lax.pad(x, jnp.zeros((), x.dtype), [_NO_EDGE, *edges, _NO_EDGE])
 
 
 def _crop(x: jax.Array, rows: range, columns: range) -> jax.Array:
