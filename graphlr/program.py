@@ -19,6 +19,7 @@ from flax import nnx
 
 from graphlr.groups import listing
 from graphlr.plan import Plan
+from graphlr.platforms import settled
 from graphlr.runtime import cache_use
 from graphlr.signature import Constant, Signature, check_range, index_limits
 from graphlr.step import Findings, Inputs, Results
@@ -148,7 +149,7 @@ def compile_step(
     """
     start = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=(0,) if donate else ())
-    with _no_garbage_collection():
+    with _no_garbage_collection(), settled((state, inputs)):
         traced = jitted.trace(state, inputs)
         lowered = traced.lower()
     check_constants(traced.jaxpr.consts, state, inputs, plan)

@@ -24,6 +24,7 @@ from graphlr.memory import Memory
 from graphlr.modules import own, read, write
 from graphlr.optim.optimizer import Optimizer
 from graphlr.plan import Plan, check_unchanged, make_plan
+from graphlr.platforms import settled
 from graphlr.precision import Scaler
 from graphlr.program import (
     Compile,
@@ -217,13 +218,17 @@ class Runner:
         plan = self.ready()
         signature, batch = arguments.read(self.build, args, kwargs)
         step, _ = self.step(plan, signature)
-        return jax.jit(step).lower(self.state(plan), self.inputs(plan, batch))
+        state, inputs = self.state(plan), self.inputs(plan, batch)
+        with settled((state, inputs)):
+            return jax.jit(step).lower(state, inputs)
 
     def jaxpr(self, signature: Signature, batch: Sequence[Any]) -> Any:
         """The traced step."""
         plan = self.ready()
         step, _ = self.step(plan, signature)
-        return jax.make_jaxpr(step)(self.state(plan), self.inputs(plan, batch))
+        state, inputs = self.state(plan), self.inputs(plan, batch)
+        with settled((state, inputs)):
+            return jax.make_jaxpr(step)(state, inputs)
 
     # --- runs ---
 

@@ -16,8 +16,8 @@ from graphlr.memory import Memory, may_skip
 from graphlr.optim.compiled import GroupSpec, group_lr, transform, unpack
 from graphlr.optim.slots import Layout
 from graphlr.optim.transforms import clip_by_norm, norm
-from graphlr.ordered import ordered_on_cpu
 from graphlr.plan import Plan
+from graphlr.platforms import ordered_on_cpu
 from graphlr.precision import Scaler
 
 Arrays = list[jax.Array]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from graphlr.ordered import ordered_on_cpu
+from graphlr.platforms import ordered_on_cpu
 
 
 def _wide(values: jax.Array, x: jax.Array) -> jax.Array:
@@ -90,7 +90,31 @@ def _normalize_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     return (y, mean, var), (dy, _mean(dx), 2 * _mean(centred * dx))
 
 
-_normalize_once = jax.jit(_normalize, static_argnums=3)  # traced once for each shape
+# Traced once for each shape; XLA sees no difference.
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _normalize_and_record(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    momentum: float,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise `x`; the running mean and variance move towards those of its pixels.
+
+    The running variance is the unbiased one: n/(n-1) times that of n pixels.
+    """
+    y, *moments = _normalize(x, scale, bias, epsilon)
+    count = x.size // x.shape[-1]
+    shares = 1 - momentum, (1 - momentum) * count / (count - 1)
+    # Behind a barrier they aren't part of the kernels: XLA compiles equal kernels once.
+    shares = lax.optimization_barrier([jnp.full((), s, x.dtype) for s in shares])
+    mean, var = (
+        momentum * old + share * now
+        for old, share, now in zip((mean, var), shares, moments, strict=True)
+    )
+    return y, mean, var
 
 
 def _replace(statistic: nnx.Variable[jax.Array], value: jax.Array) -> None:
@@ -161,13 +185,12 @@ class BatchNorm(nnx.BatchNorm):
                 "BatchNorm needs more than one value per channel in training, got "
                 f"x.shape={x.shape}: use a larger batch or image, or model.eval()"
             )
-        kept = self.momentum * self.var[...]
         real = jnp.issubdtype(x.dtype, jnp.floating)
         plain = real and mask is None and self.axis_name is None
         if plain and self.axis in (-1, x.ndim - 1) and not self.use_fast_variance:
-            y = self._normalize(x)
-        else:
-            y = super().__call__(x, False, mask=mask)
+            return self._normalize(x)
+        kept = self.momentum * self.var[...]
+        y = super().__call__(x, False, mask=mask)
         # What was just added is the biased variance of the batch: n/(n-1) unbiases it.
         unbias = count / jnp.maximum(count - 1, 1)
         _replace(self.var, kept + (self.var[...] - kept) * unbias)
@@ -175,20 +198,21 @@ class BatchNorm(nnx.BatchNorm):
 
     def _normalize(self, x: jax.Array) -> jax.Array:
         """What `nnx.BatchNorm` does in training, with statistics like its."""
-        held = [
+        mean, var, *params = (
             None if variable is None else variable[...]
             for variable in (self.mean, self.var, self.scale, self.bias)
-        ]
-        x, _, _, *params = self.promote_dtype((x, *held), dtype=self.dtype)
+        )
+        x, _, _, *params = self.promote_dtype((x, mean, var, *params), dtype=self.dtype)
         dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
         scale, bias = (
             jnp.full(self.num_features, default, wide) if p is None else p.astype(wide)
             for p, default in zip(params, (1, 0), strict=True)
         )
-        y, mean, var = _normalize_once(x.astype(wide), scale, bias, self.epsilon)
-        for statistic, now in ((self.mean, mean), (self.var, var)):
-            kept = self.momentum * statistic[...]
-            _replace(statistic, kept + (1 - self.momentum) * now)
+        y, mean, var = _normalize_and_record(
+            x.astype(wide), scale, bias, mean, var, self.momentum, self.epsilon
+        )
+        _replace(self.mean, mean)
+        _replace(self.var, var)
         return y.astype(dtype)
 
     def _values_per_channel(self, x: jax.Array, mask: jax.Array | None) -> Any:

@@ -7,6 +7,7 @@ have the names and shapes of `nnx.Conv`: checkpoints fit both.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from graphlr.platforms import by_platform
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NO_EDGE = (0, 0, 0)
@@ -125,6 +128,10 @@ def _padded(x: jax.Array, *edges: tuple[int, int, int]) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [_NO_EDGE, *edges, _NO_EDGE])
 
 
+def _moved(reads: range, by: int) -> range:
+    return range(reads.start + by, reads.stop + by, reads.step)
+
+
 def _crop(x: jax.Array, rows: range, columns: range) -> jax.Array:
     """`x` at these rows and columns."""
     batch, _, _, channels = x.shape
@@ -140,15 +147,11 @@ def _taps(
     # Pad once: with a pad per tap XLA would compute for each of them what comes before
     # the convolution, and many pads in one sum are slow by themselves.
     padded = _padded(_wide(x), rows.padding, columns.padding)
-
-    def moved(reads: range, by: int) -> range:
-        return range(reads.start + by, reads.stop + by, reads.step)
-
     return {
         (row, column): _crop(
             padded,
-            moved(row.reads, rows.padding[0]),
-            moved(column.reads, columns.padding[0]),
+            _moved(row.reads, rows.padding[0]),
+            _moved(column.reads, columns.padding[0]),
         )
         for row in rows.taps
         for column in columns.taps
@@ -261,10 +264,18 @@ def _patches_conv(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
     rows, columns, (*size, _) = _axes(x, kernel.shape[:2], *geometry)
     if not rows.taps or not columns.taps:
         return jnp.zeros((*size, kernel.shape[-1]), x.dtype)
-    taps = _taps(x, rows, columns)
-    patches = jnp.concatenate(list(taps.values()), -1)
-    weights = jnp.concatenate([kernel[row.place, column.place] for row, column in taps])
-    weights = weights.astype(patches.dtype)
+    patches = _padded(_wide(x), rows.padding, columns.padding)
+    for axis, (taps, _, padding) in ((2, columns), (1, rows)):
+        reads = [_moved(tap.reads, padding[0]) for tap in taps]
+        parts = [
+            lax.slice_in_dim(patches, at[0], at[-1] + 1, at.step, axis) for at in reads
+        ]
+        patches = jnp.concatenate(parts, -1)
+    weights = kernel
+    if patches.shape[-1] < math.prod(kernel.shape[:3]):
+        taps = itertools.product(rows.taps, columns.taps)
+        weights = jnp.stack([kernel[row.place, column.place] for row, column in taps])
+    weights = weights.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
     pixels = patches.reshape(-1, len(weights)) @ weights
     return pixels.reshape(*size, -1).astype(x.dtype)
 
@@ -374,7 +385,7 @@ def _plain(
 
     else:
         return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=fast, default=native)
+    return by_platform(x, kernel, cpu=fast, default=native)
 
 
 class Conv(nnx.Conv):

@@ -1,12 +1,15 @@
 """MobileNetV2 (Sandler et al., 2018) with the structure and names of torchvision."""
 
+import functools
 import itertools
 import math
 import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import core
 
@@ -67,6 +70,39 @@ def _conv_norm_relu6(*args: int, **kwargs: Any) -> _Sequential:
     return _Sequential([*_conv_norm(*args, **kwargs), nnx.relu6])
 
 
+def _convs(module: nnx.Module) -> list[Conv]:
+    return [conv for _, conv in nnx.iter_modules(module) if isinstance(conv, Conv)]
+
+
+def _draws(convs: Sequence[Conv], key: jax.Array) -> jax.Array:
+    """A standard normal number for each weight; a draw each takes half a minute."""
+    size = sum(math.prod(conv.kernel_shape) for conv in convs)
+    return jax.random.normal(key, (size,), jnp.float32)
+
+
+def _kaiming_normal(convs: Sequence[Conv], draws: Any) -> list[Any]:
+    """Kernels with a deviation of sqrt(2 / fan_out), cut from `draws`."""
+    ends = itertools.accumulate(math.prod(conv.kernel_shape) for conv in convs)
+    kernels = []
+    for conv, end in zip(convs, ends, strict=True):
+        *window, _, outputs = shape = conv.kernel_shape
+        deviation = math.sqrt(2 / (math.prod(window) * outputs))
+        draw = draws[end - math.prod(shape) : end]
+        kernels.append((deviation * draw).reshape(shape).astype(conv.param_dtype))
+    return kernels
+
+
+def _set_kernels(convs: Sequence[Conv], kernels: Sequence[jax.Array]) -> None:
+    for conv, kernel in zip(convs, kernels, strict=True):
+        conv.kernel.set_raw_value(kernel)
+
+
+def _draw_kernels(module: nnx.Module, key: jax.Array) -> None:
+    """Initialise every convolution in `module`."""
+    convs = _convs(module)
+    _set_kernels(convs, _kaiming_normal(convs, _draws(convs, key)))
+
+
 class _InvertedResidual(nnx.Module):
     """Expand by a 1×1, filter each channel, project by a 1×1; add the input if it fits.
 
@@ -108,6 +144,7 @@ class MobileNetV2(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        draw: Callable[[nnx.Module, jax.Array], None] = _draw_kernels,
     ):
         kwargs = {"rngs": _KEYLESS, "dtype": dtype, "param_dtype": param_dtype}
         channels = _make_divisible(32 * width_mult)
@@ -132,27 +169,12 @@ class MobileNetV2(nnx.Module):
             **{**kwargs, "rngs": rngs},
         )
         self.classifier = _Sequential([nnx.Dropout(dropout, rngs=rngs), head])
-        _kaiming_normal(self.features, rngs.params())
+        draw(self.features, rngs.params())
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits, `(batch, num_classes)`, of `(batch, height, width, 3)`."""
         _check_images(x)
         return self.classifier(self.features(x).mean((1, 2)))
-
-
-def _kaiming_normal(module: nnx.Module, key: jax.Array) -> None:
-    """Draw every convolution's kernel with a deviation of sqrt(2 / fan_out).
-
-    All of them are cut from one draw: a draw for each takes half a minute to compile.
-    """
-    convs = [conv for _, conv in nnx.iter_modules(module) if isinstance(conv, Conv)]
-    ends = list(itertools.accumulate(conv.kernel.size for conv in convs))
-    draws = jnp.split(jax.random.normal(key, (ends[-1],), jnp.float32), ends[:-1])
-    for conv, draw in zip(convs, draws, strict=True):
-        *window, _, outputs = conv.kernel.shape
-        deviation = math.sqrt(2 / (math.prod(window) * outputs))
-        kernel = deviation * draw.reshape(conv.kernel.shape)
-        conv.kernel.set_raw_value(kernel.astype(conv.kernel.dtype))
 
 
 def _make_divisible(channels: float, divisor: int = 8) -> int:
@@ -175,19 +197,29 @@ def _check_images(x: jax.Array) -> None:
         )
 
 
-def _build(rngs: nnx.Rngs, config: tuple[Any, ...]) -> tuple[MobileNetV2, nnx.Rngs]:
-    *structure, dtype, param_dtype = config
-    model = MobileNetV2(*structure, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-    return model, rngs
-
-
 # One program for the hundreds of initialisers, which take ten seconds one by one. It
-# runs for a millisecond, so the compiler should not optimise it: 0.4 s, not 3 s.
-_build_compiled = jax.jit(
-    _build,
+# runs once, so it should compile fast; it would take twice the time to cut the kernels.
+@functools.partial(
+    jax.jit,
     static_argnames="config",
-    compiler_options={"xla_backend_optimization_level": 0},
+    compiler_options={"xla_backend_optimization_level": 1},
 )
+def _build(
+    rngs: nnx.Rngs, config: tuple[Any, ...]
+) -> tuple[MobileNetV2, jax.Array, nnx.Rngs]:
+    """A network without kernels, what to cut them from, and the streams afterwards."""
+    *structure, dtype, param_dtype = config
+    drawn = []
+
+    def draw(module: nnx.Module, key: jax.Array) -> None:
+        convs = _convs(module)
+        drawn.append(_draws(convs, key))
+        _set_kernels(convs, [jnp.zeros(())] * len(convs))
+
+    model = MobileNetV2(
+        *structure, rngs=rngs, dtype=dtype, param_dtype=param_dtype, draw=draw
+    )
+    return model, drawn[0], rngs
 
 
 def mobilenet_v2(
@@ -227,9 +259,12 @@ def mobilenet_v2(
         >>> model.features[0][0].kernel.shape, model.classifier[1].kernel.shape
         ((3, 3, 3, 32), (1280, 10))
     """
-    config = (num_classes, width_mult, dropout, stem_stride, dtype, param_dtype)
-    # Compiler options are for the outermost program: be part of a caller's as it is.
-    traced = any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(rngs))
-    model, after = (_build if traced else _build_compiled)(rngs, config)
+    structure = (num_classes, width_mult, dropout, stem_stride)
+    if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(rngs)):
+        return MobileNetV2(*structure, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+    model, draws, after = _build(rngs, (*structure, dtype, param_dtype))
     nnx.update(rngs, nnx.state(after))
+    convs = _convs(model.features)
+    kernels = _kaiming_normal(convs, np.asarray(draws))
+    _set_kernels(convs, jax.device_put(kernels))
     return model
