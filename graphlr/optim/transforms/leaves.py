@@ -66,8 +66,10 @@ def per_leaf(
         slots = zip(*map(tree.flatten_up_to, state[:width]), strict=True)
         own, counts = itertools.repeat(()), ()
         if coefficients is not None:
-            counts = (state.steps + 1,)
-            own = zip(*map(_entries, coefficients(*counts)), strict=True)
+            # XLA for CPU would else compute them from the old counts, and copy these
+            # for that: it writes the new ones over them.
+            counts = (jax.lax.optimization_barrier(state.steps + 1),)
+            own = _entries(coefficients(*counts))
         directions, made = [], []
         for g, p, mine, numbers in zip(grads, weights, slots, own, strict=False):
             direction, new = step(g, p, mine, *numbers)
@@ -96,6 +98,8 @@ def pieces(vector: Any, sizes: Sequence[int]) -> list[Any]:
     if not isinstance(vector, Tracer):
         entries = iter(vector)
         return [list(itertools.islice(entries, size)) for size in sizes]
+    if len(sizes) == 1:
+        return [jax.lax.optimization_barrier(vector)]
     starts = list(itertools.accumulate(sizes, initial=0))[:-1]
     vector, *hidden = jax.lax.optimization_barrier([vector, *map(np.int32, starts)])
     return [
@@ -104,8 +108,13 @@ def pieces(vector: Any, sizes: Sequence[int]) -> list[Any]:
     ]
 
 
-def _entries(vector: jax.Array) -> list[jax.Array]:
-    return [piece[0] for piece in pieces(vector, [1] * len(vector))]
+def _entries(vectors: tuple[jax.Array, ...]) -> list[list[jax.Array]]:
+    """The entries of all vectors at each place; they are computed in one kernel."""
+    width, length = len(vectors), len(vectors[0])
+    joined = jnp.stack(vectors, 1).reshape(-1)
+    return [
+        [piece[i] for i in range(width)] for piece in pieces(joined, [width] * length)
+    ]
 
 
 def _like(new: Any, old: Any) -> Any:
