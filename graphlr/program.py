@@ -9,8 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from flax import nnx
 from graphlr.groups import listing
 from graphlr.plan import Plan
 from graphlr.platforms import settled
-from graphlr.runtime import cache_use
+from graphlr.runtime import cache_use, garbage_collection_off
 from graphlr.signature import Constant, Signature, check_range, index_limits
 from graphlr.step import Findings, Inputs, Results
 from graphlr.update import State
@@ -149,7 +148,7 @@ def compile_step(
     """
     start = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=(0,) if donate else ())
-    with _no_garbage_collection(), settled((state, inputs)):
+    with garbage_collection_off(), settled((state, inputs)):
         traced = jitted.trace(state, inputs)
         lowered = traced.lower()
     check_constants(traced.jaxpr.consts, state, inputs, plan)
@@ -162,18 +161,6 @@ def compile_step(
     end = time.perf_counter()
     seconds = (middle - start, end - middle)
     return Program(run, found, limits, seconds, use.get("hit"))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Tracing makes millions of objects that live: looking for dead ones takes 25 %."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def compiler_options() -> Any:

@@ -36,6 +36,7 @@ from graphlr.program import (
     check_ranges,
     compile_step,
 )
+from graphlr.runtime import garbage_collection_off
 from graphlr.scan import scanned
 from graphlr.signature import Signature
 from graphlr.skips import SkipWatch
@@ -122,7 +123,8 @@ class Runner:
 
     def _replan(self, why: str) -> Plan:
         """Make a plan; programs stay if it asks for the same step as the last one."""
-        plan = make_plan(self.attributes(), self.optimizers)
+        with garbage_collection_off():
+            plan = make_plan(self.attributes(), self.optimizers)
         if self.plan is None or not plan.asks_same_step(self.plan):
             self.programs = {}
         if self.optimizers:

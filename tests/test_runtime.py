@@ -1,5 +1,6 @@
 """Memory and the cache of compiled programs, each seen from fresh processes."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 import graphlr as glr
+from graphlr.runtime import garbage_collection_off
 
 PROGRAM = """
 import logging, sys, warnings
@@ -129,3 +131,14 @@ def test_tuning_too_late_is_said():
     jax.devices()
     with pytest.warns(UserWarning, match=r"too late.*first in main"):
         assert not glr.runtime.tune_cpu()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_is_as_before(enabled):
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError), garbage_collection_off():
+            1 / gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
