@@ -240,11 +240,11 @@ def save(name: str, command: str, folder: Path = RESULTS, **parts: Any) -> None:
             `ratios`: `[ratio(...)]`; `figures`: `{name: number}`;
             `skipped`: `{system: why}`.
     """
-    result = {"command": command, "machine": machine(), **parts}
+    result = rounded({"command": command, "machine": machine(), **parts})
     print(text_of(result))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {path}", file=sys.stderr)
 
 
