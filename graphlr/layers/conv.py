@@ -260,7 +260,11 @@ def _pointwise_conv(x: jax.Array, kernel: jax.Array, strides: Any) -> jax.Array:
 
 
 def _patches_conv(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
-    """Return the convolution as one matrix product over all patches, written out."""
+    """Return the convolution as one matrix product over all patches, written out.
+
+    The patches are cut by columns first and then by rows: each cut is a kernel to
+    compile, and there are fewer of them.
+    """
     rows, columns, (*size, _) = _axes(x, kernel.shape[:2], *geometry)
     if not rows.taps or not columns.taps:
         return jnp.zeros((*size, kernel.shape[-1]), x.dtype)
@@ -273,8 +277,8 @@ def _patches_conv(x: jax.Array, kernel: jax.Array, *geometry: Any) -> jax.Array:
         patches = jnp.concatenate(parts, -1)
     weights = kernel
     if patches.shape[-1] < math.prod(kernel.shape[:3]):
-        taps = itertools.product(rows.taps, columns.taps)
-        weights = jnp.stack([kernel[row.place, column.place] for row, column in taps])
+        met = itertools.product(rows.taps, columns.taps)
+        weights = jnp.stack([kernel[row.place, column.place] for row, column in met])
     weights = weights.reshape(-1, kernel.shape[-1]).astype(patches.dtype)
     pixels = patches.reshape(-1, len(weights)) @ weights
     return pixels.reshape(*size, -1).astype(x.dtype)

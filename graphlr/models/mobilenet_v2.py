@@ -131,7 +131,8 @@ class MobileNetV2(nnx.Module):
     """The network; `mobilenet_v2` builds it quickly and documents the arguments.
 
     `features` is the convolutional trunk and `classifier` the dropout and linear head:
-    both are modules, hence selectors of parameter groups.
+    both are modules, hence selectors of parameter groups. `draw(features, key)` gives
+    the convolutions their kernels.
     """
 
     def __init__(
