@@ -1,0 +1,65 @@
+"""What earlier versions saved loads for ever; see `corpus/make.py`."""
+
+import numpy as np
+import pytest
+
+import graphlr as glr
+from tests.corpus.make import HERE, IMAGE, LABEL, Evaluate, Net, Train, steps
+
+VERSIONS = sorted(path.name for path in HERE.glob("*.*.*"))
+
+
+@pytest.fixture(params=VERSIONS)
+def folder(request):
+    return HERE / request.param
+
+
+@pytest.fixture
+def expected(folder):
+    with np.load(folder / "expected.npz") as file:
+        return dict(file)
+
+
+def saved(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_there_is_something_to_load():
+    assert "0.1.0" in VERSIONS
+
+
+def test_training_goes_on_from_a_state(folder, expected):
+    train = Train(seed=1)
+    train.load_state_dict(saved(folder / "train.npz"))
+    assert train.loss_scale == 16.0  # grown once, after two good steps
+    np.testing.assert_allclose(steps(train, 3), expected["losses"], rtol=1e-5)
+    np.testing.assert_allclose([*train.lr.values()], expected["lr"])
+    kernel, average = expected["kernel"], train.ema_state["model.head.kernel"]
+    np.testing.assert_allclose(train.model.head.kernel.get_value(), kernel, rtol=1e-5)
+    np.testing.assert_allclose(average, expected["average"], rtol=1e-5)
+    assert train.optimizers["head"].param_groups[0]["weight_decay"] == 0.25
+    assert train.optimizers["body"].param_groups["frozen"]["frozen"] is True
+    assert (train.step, train.skipped) == (6, 0)
+
+
+def test_a_forward_pass_takes_a_training_state(folder, expected):
+    evaluate = Evaluate(Net(seed=1))
+    evaluate.load_state_dict(saved(folder / "train.npz"))
+    np.testing.assert_allclose(evaluate(IMAGE), expected["logits"], rtol=1e-5)
+
+
+def test_an_exported_step_goes_on(folder, expected):
+    exported = glr.export.load(folder / "train.zip")
+    np.testing.assert_allclose(steps(exported, 3), expected["losses"], rtol=1e-5)
+    np.testing.assert_allclose([*exported.lr.values()], expected["lr"])
+    back = Train(seed=1)
+    back.load_state_dict(exported.state_dict())
+    assert float(back(IMAGE, LABEL)) == pytest.approx(float(exported(IMAGE, LABEL)))
+
+
+def test_an_exported_forward_pass(folder, expected):
+    exported = glr.export.load(folder / "evaluate.zip")
+    np.testing.assert_allclose(exported(IMAGE), expected["logits"], rtol=1e-5)
+    exported.load_state_dict(saved(folder / "train.npz"))
+    np.testing.assert_allclose(exported(IMAGE), expected["logits"], rtol=1e-5)
