@@ -10,55 +10,56 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from graphlr import onnx, program, signature, structure
+from graphlr import keys, onnx, structure
 from graphlr import state as states
-from graphlr.exported import FORMAT, write
+from graphlr.exported import FORMAT, FileState, from_file, to_file, write
 from graphlr.exported import ExportedGraph as ExportedGraph
 from graphlr.exported import load as load
 from graphlr.groups import listing
-from graphlr.modules import read
+from graphlr.modules import as_arrays
 from graphlr.optim.compiled import group_lr, unpack
-from graphlr.plan import Plan
-from graphlr.runner import Runner
-from graphlr.signature import Signature
+from graphlr.program import trace_step
+from graphlr.runtime import wide
+from graphlr.signature import Build, Signature
 from graphlr.specs import ExportError as ExportError
-from graphlr.specs import Specs, names_of, requested, spec_of, with_batch_sizes
-from graphlr.step import Findings, Inputs
+from graphlr.specs import Request as Request
+from graphlr.specs import Specs, spec_of, with_batch_sizes
+from graphlr.state import Owned
 from graphlr.structure import Array, Node
-from graphlr.update import State
+from graphlr.types import Arrays, Batch, Found, Inputs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def save(
-    runner: Runner,
+    request: Request,
     path: str | os.PathLike[str],
-    args: Any,
-    kwargs: Any,
+    *,
     symbolic: bool | None,
     platforms: Sequence[str],
 ) -> None:
     """Write a graph's step and state, or ONNX; see `Graph.export`."""
     if str(path).endswith(".onnx"):
-        onnx.save(runner, path, args, kwargs, symbolic)
+        onnx.save(request, path, symbolic=symbolic)
         return
-    plan, optimizers = runner.ready(), runner.optimizers
-    given = requested(runner, args, kwargs)
+    runner = request.runner
+    owned = Owned(*runner.peek(request.definition), runner.optimizers)
+    given = request.signature()
 
     def attempt(batch: Specs) -> _Traced:
-        return _traced(runner, plan, given, batch, platforms)
+        return _traced(request, owned, given, batch, platforms)
 
-    made = with_batch_sizes(runner, given, attempt, symbolic)
+    made = with_batch_sizes(request, given, attempt, symbolic)
     programs = {"step.jax": bytes(made.step.serialize())}
-    if optimizers:
-        programs["lr.jax"] = bytes(_rates(runner, plan, platforms).serialize())
+    if runner.optimizers:
+        programs["lr.jax"] = bytes(_rates(owned, platforms).serialize())
     versions = {
         name: importlib.import_module(name).__version__
         for name in ("graphlr", "jax", "flax")
@@ -66,20 +67,20 @@ def save(
     kinds = [jax.typeof(spec).str_short() for spec in made.batch]
     manifest = {
         "format": FORMAT,
-        "name": runner.name,
+        "name": request.name,
         "training": runner.training_mode,
         **versions,
         "calling_convention": made.step.calling_convention_version,
         "platforms": list(platforms),
-        "wide": signature.wide(),
-        "donate": bool(optimizers) and runner.config.donate,
-        "arguments": dict(zip(names_of(runner, given), kinds, strict=True)),
-        "parameters": _parameters(runner.build, given),
+        "wide": wide(),
+        "donate": bool(runner.optimizers) and runner.config.donate,
+        "arguments": dict(zip(request.names(given), kinds, strict=True)),
+        "parameters": _parameters(request.definition.build, given),
         "results": _results(made.found.outputs),
         "limits": [[i, size] for i, size in made.limits.items()],
-        "places": _places(runner, plan, made.found),
+        "places": _places(owned, made.found),
     }
-    write(path, manifest, programs, states.state_dict(plan, optimizers, runner.memory))
+    write(path, manifest, programs, states.state_dict(owned))
 
 
 # --- tracing --------------------------------------------------------------------------
@@ -97,70 +98,68 @@ class _Traced(NamedTuple):
 
     step: jax.export.Exported
     batch: Specs
-    found: Findings
+    found: Found
     limits: dict[int, int]
 
 
 def _traced(
-    runner: Runner,
-    plan: Plan,
+    request: Request,
+    owned: Owned,
     given: Signature,
     batch: Specs,
     platforms: Sequence[str],
 ) -> _Traced:
-    step, found = runner.step(plan, given)
-    optimizers = runner.optimizers
-    slots = [optimizer.slots for optimizer in optimizers]
-    steps = [optimizer.counter for optimizer in optimizers]
-    state = State(read(plan.trained), slots, steps, runner.memory)
-    inputs = runner.inputs(plan, batch)
-    keys = [_key_impl(array) for array in inputs.extras]
+    plan, live, optimizers = owned
+    step = request.runner.step(request.definition, plan, given)
+    state = live.state()
+    inputs = Inputs(as_arrays(plan.extras), optimizers.numbers, cast(Batch, batch))
+    impls = [_key_impl(array) for array in inputs.extras]
+    found: list[Found] = []
 
-    def flat(state: Any, extras: Any, numbers: Any, batch: Any) -> Any:
-        pairs = zip(extras, keys, strict=True)
+    def flat(file: FileState, extras: Arrays, numbers: Arrays, batch: Arrays) -> Any:
+        pairs = zip(extras, impls, strict=True)
         wrap = jax.random.wrap_key_data
         extras = [wrap(x, impl=impl) if impl else x for x, impl in pairs]
-        results = step(State(*state), Inputs(extras, numbers, batch))
-        changed = [states.plain(array) for array in results.extras]
-        return results.outputs, changed, tuple(results.state)
+        results = step(from_file(file), Inputs(extras, numbers, batch))
+        found.append(results.found)  # while it is traced
+        changed = [states.key_data(array) for array in results.extras]
+        return results.outputs, changed, to_file(results.state)
 
-    extras = [jax.eval_shape(states.plain, array) for array in inputs.extras]
-    specs = jax.tree.map(spec_of, (tuple(state), extras, [*inputs.numbers]))
+    extras = [jax.eval_shape(states.key_data, array) for array in inputs.extras]
+    specs = jax.tree.map(spec_of, (to_file(state), extras, inputs.numbers))
     jitted = jax.jit(flat)
-    traced = jitted.trace(*specs, batch)
-    program.check_constants(traced.jaxpr.consts, state, inputs, plan)
-    jaxpr = traced.jaxpr.jaxpr
-    arrays = jaxpr.invars[len(jaxpr.invars) - len(batch) :]
-    limits = signature.index_limits(jaxpr, {v: i for i, v in enumerate(arrays)})
+    limits = trace_step(lambda: jitted.trace(*specs, batch), plan, state, inputs).limits
     limits = {i: size for i, size in limits.items() if isinstance(size, int)}
     exported = jax.export.export(jitted, platforms=platforms)(*specs, batch)
-    return _Traced(exported, batch, found, limits)
+    return _Traced(exported, batch, found[-1], limits)
 
 
-def _key_impl(array: Any) -> Any:
+def _key_impl(array: jax.Array) -> Any:
     is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return jax.random.key_impl(array) if is_key else None
 
 
-def _rates(runner: Runner, plan: Plan, platforms: Sequence[str]) -> jax.export.Exported:
+def _rates(owned: Owned, platforms: Sequence[str]) -> jax.export.Exported:
     """Every group's learning rate, from numbers and step counts."""
 
-    def rates(numbers: Any, steps: Any) -> list[jax.Array]:
+    def rates(numbers: Arrays, steps: Arrays) -> Arrays:
         return [
             jnp.asarray(group_lr(spec, unpack(specs, vector)[spec.name], step))
-            for specs, vector, step in zip(plan.specs, numbers, steps, strict=True)
+            for specs, vector, step in zip(
+                owned.plan.specs, numbers, steps, strict=True
+            )
             for spec in specs
         ]
 
-    numbers = [spec_of(optimizer.numbers) for optimizer in runner.optimizers]
-    steps = [spec_of(optimizer.counter) for optimizer in runner.optimizers]
+    numbers = [spec_of(vector) for vector in owned.optimizers.numbers]
+    steps = [spec_of(held.counter) for held in owned.live.held]
     return jax.export.export(jax.jit(rates), platforms=platforms)(numbers, steps)
 
 
 # --- the manifest ---------------------------------------------------------------------
 
 
-def _parameters(build: Callable[..., Any], given: Signature) -> list[Any]:
+def _parameters(build: Build, given: Signature) -> list[Any]:
     """Name, kind, whether it may be left out, and structure of each of `build`'s."""
     arrays = [Array(i) for i in range(len(given.kinds_as_leaves()))]
     args, kwargs = given.fill(arrays)
@@ -202,19 +201,17 @@ def _constants(nodes: Sequence[Node]) -> list[str]:
     return [n["constant"] for n in inside if isinstance(n, dict) and "constant" in n]
 
 
-def _places(runner: Runner, plan: Plan, found: Findings) -> dict[str, Any]:
+def _places(owned: Owned, found: Found) -> dict[str, Any]:
     """Where each array of the flat step is in a state."""
-    optimizers = runner.optimizers
-    paths = dict(zip(map(id, plan.modules.variables), plan.modules.paths, strict=True))
-    groups = zip(states.group_names(optimizers), plan.specs, strict=True)
+    plan, _, optimizers = owned
+    names = iter([name for name, _, _ in optimizers.groups])
     return {
-        "trained": [paths[id(variable)] for variable in plan.trained],
-        "extras": [paths[id(variable)] for variable in plan.extras],
-        "changed": found.changed,
-        "slots": [[list(slot) for slot in layout.slots] for layout in plan.layouts],
-        "steps": states.step_keys(optimizers) if optimizers else [],
+        "trained": [keys.variable(plan.path_of(v)) for v in plan.trained],
+        "extras": [keys.variable(plan.path_of(v)) for v in plan.extras],
+        "changed": list(found.changed),
+        "slots": [[list(slot) for slot in o.layout.slots] for o in plan.slots],
+        "steps": keys.steps(len(optimizers)),
         "numbers": [
-            [[name, spec.live] for name, spec in zip(names, specs, strict=True)]
-            for names, specs in groups
+            [[next(names), spec.live] for spec in specs] for specs in plan.specs
         ],
     }

@@ -11,23 +11,56 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from flax import nnx
 
-from graphlr import archive, binaries, program, structure
+from graphlr import archive, binaries, keys, structure
 from graphlr import state as states
 from graphlr.archive import ArchiveError
 from graphlr.groups import listing, unknown_key
-from graphlr.modules import own
+from graphlr.guards import one_at_a_time
+from graphlr.live import Live
+from graphlr.modules import read
 from graphlr.optim.compiled import is_live
-from graphlr.optim.slots import Layout, Slot
+from graphlr.optim.slots import Held, Layout, Slot
 from graphlr.optim.values import check_value
-from graphlr.runner import one_at_a_time
-from graphlr.signature import check_range, wide
+from graphlr.runtime import compiler_options, wide
+from graphlr.signature import Signature, check_range
 from graphlr.specs import ExportError
-from graphlr.state import Loaded
-from graphlr.update import State
+from graphlr.state import Entries, Loaded, carried_entries, carried_from
+from graphlr.types import (
+    Arrays,
+    Batch,
+    Found,
+    Inputs,
+    OptimizerState,
+    Report,
+    Results,
+    State,
+)
+from graphlr.types import (
+    Numbers as NumberVectors,
+)
 
 FORMAT = 1
 _LEFT_OUT: Any = ...  # default of a parameter that was not given when exporting
+
+# A step's state as an exported program takes and gives it: parameters, the slots of
+# each optimizer, the steps of each, and what is carried, by the keys of a saved state.
+FileState = tuple[Arrays, list[Arrays], Arrays, dict[str, jax.Array]]
+
+
+def to_file(state: State) -> FileState:
+    """`state` as an exported program has it."""
+    slots = [optimizer.slots for optimizer in state.optimizers]
+    steps = [optimizer.step for optimizer in state.optimizers]
+    return state.trained, slots, steps, carried_entries(state.carried)
+
+
+def from_file(file: FileState) -> State:
+    """The reverse of `to_file`."""
+    trained, slots, steps, carried = file
+    optimizers = map(OptimizerState, slots, steps)
+    return State(trained, [*optimizers], carried_from(carried))
 
 
 class Numbers(Mapping[str, Any]):
@@ -55,12 +88,23 @@ example {'lr': 0.1}
             [f"{group}.{key}" for group, live in groups for key, _ in live]
             for groups in places
         ]
+        self._saved_as = {
+            f"{group}.{key}": keys.field(group, key)
+            for groups in places
+            for group, live in groups
+            for key, _ in live
+        }
         self.read(state)
 
     def read(self, state: Mapping[str, Any]) -> None:
         """Take the values over that `state` has."""
-        keys = [key for some in self._keys for key in some]
-        self._values = {key: _plain(state[f"groups.{key}"]) for key in keys}
+        self._values = {
+            name: _plain(state[key]) for name, key in self._saved_as.items()
+        }
+
+    def entries(self) -> Entries:
+        """The numbers under the keys of a saved state."""
+        return {key: self._values[name] for name, key in self._saved_as.items()}
 
     def vectors(self) -> list[np.ndarray[Any, Any]]:
         """The numbers of each optimizer in the order of the step's input."""
@@ -124,21 +168,22 @@ class ExportedGraph:
         step, rates = functions["step.jax"], functions.get("lr.jax")
         self._rates = jax.jit(rates.call) if rates else None
 
-        def run(state: Any, *inputs: Any) -> Any:
-            outputs, changed, new = step.call(state, *inputs)
-            return new, outputs, changed  # the state first: see step.Results
+        def run(file: FileState, *inputs: Any) -> tuple[FileState, Arrays, Arrays]:
+            outputs, changed, new = step.call(file, *inputs)
+            return new, outputs, changed  # the state first: see types.Results
 
         self._run = jax.jit(run, donate_argnums=(0,) if manifest["donate"] else ())
-        self._compiled: dict[Any, Any] = {}  # by the types of the batch
+        self._compiled: dict[Any, jax.stages.Compiled] = {}  # by types of the batch
         (known, self._extra_kinds, _, self._batch_kinds), _ = jax.tree.unflatten(
             step.in_tree, step.in_avals
         )
-        self._kinds = State(*known)
+        self._kinds: FileState = known
         self._places = places = manifest["places"]
         self._layouts = [
             _layout(slots, kinds)
-            for slots, kinds in zip(places["slots"], self._kinds.slots, strict=True)
+            for slots, kinds in zip(places["slots"], self._kinds[1], strict=True)
         ]
+        self._found = Found(Signature(None, ()), tuple(places["changed"]))
         self._nodes = {name: node for name, _, _, node in manifest["parameters"]}
         self.__signature__ = _call_signature(manifest["parameters"])
         self.numbers = Numbers(places["numbers"], state)
@@ -158,30 +203,33 @@ class ExportedGraph:
             ValueError: An array has another shape, or an index is out of range.
         """
         batch = self._batch(args, kwargs)
-        with one_at_a_time, program.Undisturbed():
-            old, vectors = self._state, self.numbers.vectors()
-            memory = dict(zip(old.memory, own([*old.memory.values()]), strict=True))
-            slots = [own([*slots]) for slots in old.slots]
-            given = (own([*old.trained]), slots, own([*old.steps]), memory)
-            kinds = tuple(map(jax.typeof, batch))
+        with one_at_a_time:
+            numbers = self.numbers.vectors()
             try:
-                if kinds not in self._compiled:
-                    inputs = (given, self._extras, vectors, batch)
-                    self._compiled[kinds] = self._program(inputs)
-                run = self._compiled[kinds]
-                new, outputs, changed = run(given, self._extras, vectors, batch)
+                compiled = self._program(numbers, batch)
+
+                def step(state: State, inputs: Inputs) -> Results:
+                    new, outputs, changed = compiled(to_file(state), *inputs)
+                    state = from_file(new)
+                    return Results(state, outputs, changed, Report(), self._found)
+
+                results = self._live.run(step, numbers, batch)
             except Exception as error:
-                program.check_not_lost(jax.tree.leaves(old), error)
                 error.add_note(f"in a call of {self!r}")
                 raise
-            self._state = State(*new)
-            for i, array in zip(self._places["changed"], changed, strict=True):
-                self._extras[i] = array
-        return structure.fill(self.manifest["results"], outputs)
+        return structure.fill(self.manifest["results"], results.outputs)
 
-    def _program(self, inputs: tuple[Any, ...]) -> jax.stages.Compiled:
+    def _program(self, numbers: NumberVectors, batch: Batch) -> jax.stages.Compiled:
+        """The step for a batch like this one, compiled now if there is none."""
+        kinds = tuple(map(jax.typeof, batch))
+        if kinds not in self._compiled:
+            inputs = (to_file(self._live.state()), *self._live.inputs(numbers, batch))
+            self._compiled[kinds] = self._compile(inputs)
+        return self._compiled[kinds]
+
+    def _compile(self, inputs: tuple[Any, ...]) -> jax.stages.Compiled:
         """The step for inputs like these; from the cache, if it can be, not lowered."""
-        options = program.compiler_options()
+        options = compiler_options()
         leaves = jax.tree.leaves(inputs)
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         devices = {device for array in arrays for device in array.devices()}
@@ -220,14 +268,16 @@ class ExportedGraph:
     def state_dict(self) -> dict[str, Any]:
         """What the graph's own `state_dict` would give, and takes."""
         with one_at_a_time:
-            now, places = self._state, self._places
-            state = dict(zip(places["trained"], now.trained, strict=True))
-            state |= zip(places["extras"], self._extras, strict=True)
-            for layout, slots in zip(self._layouts, now.slots, strict=True):
-                state |= layout.named(slots)
-            state |= {f"groups.{key}": value for key, value in self.numbers.items()}
-            steps = zip(places["steps"], map(int, now.steps), strict=True)
-            state |= {**dict(steps), **self._constants, **now.memory}
+            live, places = self._live, self._places
+            state: Entries = {}
+            state |= zip(places["trained"], read(live.trained), strict=True)
+            state |= zip(places["extras"], read(live.extras), strict=True)
+            for layout, held in zip(self._layouts, live.held, strict=True):
+                state |= layout.named(held.slots)
+            steps = [held.step for held in live.held]
+            state |= dict(zip(places["steps"], steps, strict=True))
+            state |= {**self.numbers.entries(), **self._constants}
+            state |= carried_entries(live.carried)
             return {key: state[key] for key in self.manifest["state"]}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Loaded:
@@ -245,7 +295,10 @@ class ExportedGraph:
                 a flag, which is a constant here, differs; nothing is loaded then.
         """
         expected = self._expected()
-        missing, unexpected = states.check(state, expected, strict)
+        training = bool(self._places["steps"])
+        missing, unexpected = states.compare(
+            state, expected, strict=strict, training=training
+        )
         for key, value in self._constants.items():
             if _plain(state.get(key, value)) != value:
                 raise ExportError(
@@ -255,40 +308,40 @@ class ExportedGraph:
         given = {key: state[key] for key in expected if key in state}
         with one_at_a_time:
             self._read({**self.state_dict(), **given} if missing else given)
-        return Loaded(missing, unexpected, self._state.memory)
+        return Loaded(missing, unexpected)
 
-    def _expected(self) -> dict[str, Any]:
+    def _expected(self) -> Entries:
         """Shape and dtype of everything in a state, without reading any array."""
-        kinds, places = self._kinds, self._places
-        expected = dict(zip(places["trained"], kinds.trained, strict=True))
-        expected |= dict(zip(places["extras"], self._extra_kinds, strict=True))
+        (trained, _, _, carried), places = self._kinds, self._places
+        expected: Entries = dict(zip(places["trained"], trained, strict=True))
+        expected |= zip(places["extras"], self._extra_kinds, strict=True)
         for layout in self._layouts:
             expected |= layout.keys()
-        numbers = {f"groups.{key}": value for key, value in self.numbers.items()}
-        steps = dict.fromkeys(places["steps"], 0)
-        return {**expected, **kinds.memory, **numbers, **self._constants, **steps}
+        expected |= {**carried, **self.numbers.entries(), **self._constants}
+        return {**expected, **dict.fromkeys(places["steps"], 0)}
 
     def _read(self, state: Mapping[str, Any]) -> None:
-        kinds, places = self._kinds, self._places
+        """Take over a state that has everything."""
+        (trained, _, _, carried), places = self._kinds, self._places
 
-        def arrays(names: Sequence[str], kinds: Sequence[Any]) -> list[jax.Array]:
+        def variables(names: Sequence[str], kinds: Sequence[Any]) -> list[nnx.Variable]:
             pairs = zip(names, kinds, strict=True)
-            return [states.copied(state[name], kind.dtype) for name, kind in pairs]
+            return [nnx.Variable(states.copied(state[k], x.dtype)) for k, x in pairs]
 
         slots = [layout.flat(state, None) for layout in self._layouts]
-        memory = [*kinds.memory]
-        self._state = State(
-            arrays(places["trained"], kinds.trained),
-            slots,
-            arrays(places["steps"], kinds.steps),
-            dict(zip(memory, arrays(memory, [*kinds.memory.values()]), strict=True)),
+        steps = [int(state[key]) for key in places["steps"]]
+        entries = {k: states.copied(state[k], x.dtype) for k, x in carried.items()}
+        self._live = Live(
+            variables(places["trained"], trained),
+            variables(places["extras"], self._extra_kinds),
+            [*map(Held, slots, steps)],
+            carried_from(entries),
         )
-        self._extras = arrays(places["extras"], self._extra_kinds)
         self.numbers.read(state)
         self._constants = {
             key: _plain(value)
             for key, value in state.items()
-            if key.startswith("groups.") and key[7:] not in self.numbers
+            if keys.split_field(key) and key not in self.numbers.entries()
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -303,13 +356,14 @@ class ExportedGraph:
         names = [name for some in self._places["numbers"] for name, _ in some]
         if self._rates is None:
             return {}
-        rates = self._rates(self.numbers.vectors(), self._state.steps)
+        steps = [held.counter for held in self._live.held]
+        rates = self._rates(self.numbers.vectors(), steps)
         return dict(zip(names, map(float, rates), strict=True))
 
     @property
     def step(self) -> int:
         """Updates applied so far."""
-        return max(map(int, self._state.steps), default=0)
+        return max((held.step for held in self._live.held), default=0)
 
     def __repr__(self) -> str:
         made = self.manifest
@@ -364,11 +418,8 @@ def _check_array(
 
 
 def _layout(slots: Sequence[Any], kinds: Sequence[Any]) -> Layout:
-    """The layout of an optimizer's slots under their keys in a state."""
-    made = [
-        Slot(name, tuple(f"slots.{path}" for path in paths), kind)
-        for name, paths, kind in slots
-    ]
+    """The layout of an optimizer's slots."""
+    made = [Slot(name, tuple(paths), kind) for name, paths, kind in slots]
     types = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in kinds]
     return Layout(None, tuple(made), tuple(types))
 

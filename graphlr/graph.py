@@ -12,24 +12,28 @@ from os import PathLike
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax.nnx.tracers import TraceState
+from jax.typing import ArrayLike
 
 from graphlr import export as exports
 from graphlr import state as states
 from graphlr import summary
+from graphlr.compiles import Compiles
 from graphlr.config import Config
-from graphlr.optim.lr_scheduler import as_schedule
+from graphlr.guards import one_at_a_time
+from graphlr.loops import stacked
+from graphlr.losses import Definition, Losses
 from graphlr.optim.optimizer import Optimizer
 from graphlr.precision import GradScaler, Scaler, StaticGradScaler
-from graphlr.program import Compiles, cost_of
-from graphlr.runner import Runner, one_at_a_time
-from graphlr.scan import stacked
-from graphlr.signature import jitting_is_off
-from graphlr.state import Loaded
-from graphlr.update import STATS
+from graphlr.program import cost_of
+from graphlr.runner import Runner
+from graphlr.runtime import jitting_is_off
+from graphlr.signature import Build
+from graphlr.state import Loaded, Owned
+from graphlr.types import STATS
 
-_OWN = ("_runner", "_losses", "_trace")
+# Where a graph keeps its own two things: names that Python makes of `self.__runner` and
+# `self.__losses`, so that no attribute of a user's can be in their way.
+_OWN = ("_Graph__runner", "_Graph__losses")
 
 
 class Graph:
@@ -68,14 +72,10 @@ class Graph:
         ({'group0': 0.05}, 1, 1)
     """
 
-    _runner: Runner
-    _losses: list[jax.Array] | None
-    _trace: TraceState
-
     def __init__(self, *, training: bool | None = None) -> None:
-        runner = Runner(type(self).__name__, self._attributes, self.build, self._bind)
-        runner.training = training
-        self.__dict__.update(_runner=runner, _losses=None)
+        self.__runner = Runner()
+        self.__runner.training = training
+        self.__losses: Losses | None = None  # those of the trace that this copy is for
 
     # --- what a user writes ---
 
@@ -86,7 +86,7 @@ class Graph:
             "label): ... self.backward(loss); return loss"
         )
 
-    def backward(self, loss: Any) -> None:
+    def backward(self, loss: ArrayLike) -> None:
         """Mark a scalar to differentiate, inside `build`; several calls add up.
 
         Each loss reaches every trained parameter it depends on. Two players that train
@@ -99,33 +99,14 @@ class Graph:
             ValueError: `loss` is no scalar.
             TypeError: `loss` is no floating-point number.
         """
-        if self._losses is None:
+        if self.__losses is None:
             raise RuntimeError(
                 "self.backward(loss) belongs inside build(), and build() is run by "
                 "calling the graph: loss = graph(image, label)"
             )
-        if not self._runner.optimizers:
-            raise RuntimeError(
-                "self.backward(loss) in a graph without optimizer: call "
-                "self.add_optimizer(optimizer) in __init__, or leave backward out"
-            )
-        loss = jnp.asarray(loss)
-        if loss.shape != ():
-            raise ValueError(
-                f"self.backward(loss) needs a scalar, and loss has shape {loss.shape}: "
-                "self.backward(loss.mean())"
-            )
-        if not jnp.issubdtype(loss.dtype, jnp.floating):
-            raise TypeError(f"self.backward(loss): loss is {loss.dtype}, not a float")
-        if not self._trace.is_valid():
-            raise RuntimeError(
-                "self.backward(loss) inside a transformation such as jax.checkpoint or "
-                "jax.lax.scan can't see out of it: return the loss from there and call "
-                "self.backward(loss) in build() itself"
-            )
-        self._losses.append(loss)
+        self.__losses.add(loss)
 
-    def add_optimizer(self, optimizer: Optimizer, *, lr_sch: Any = None) -> None:
+    def add_optimizer(self, optimizer: Optimizer, *, lr_sch: object = None) -> None:
         """Train the optimizer's groups; more than once for disjoint parameters.
 
         Args:
@@ -145,29 +126,13 @@ class Graph:
                 f"not {type(optimizer).__name__}; an optax transformation is a rule: "
                 "glr.optim.Optimizer(model, rule=lambda: optax.scale_by_lion())"
             )
-        runner = self._runner
+        runner = self.__runner
         if runner.compiles.count:
             raise RuntimeError(
                 "add_optimizer comes too late, the graph is compiled: call it in "
                 "__init__, or optimizer.add_param_group({'params': ...}) at any time"
             )
-        if any(optimizer is other for other in runner.optimizers):
-            raise ValueError("this optimizer is in the graph already: add it once")
-        schedule = optimizer.lr_sch if lr_sch is None else as_schedule(lr_sch)
-        if optimizer.lr_sch not in (None, schedule):
-            raise ValueError(
-                f"the optimizer has a schedule from another graph, {optimizer.lr_sch}, "
-                f"which {schedule} would replace there too: make an optimizer of its "
-                "own for this graph, or set optimizer.lr_sch"
-            )
-        own = optimizer.defaults["lr_sch"]
-        if lr_sch is not None and own is not None:
-            raise ValueError(
-                f"two schedules, {own} of the optimizer and {schedule} of "
-                "add_optimizer: give one of them"
-            )
-        optimizer.lr_sch = schedule
-        runner.optimizers.append(optimizer)
+        runner.optimizers.add(optimizer, lr_sch)
         runner.plan = None
 
     def set_grad_scaler(self, scaler: Scaler) -> None:
@@ -181,12 +146,12 @@ class Graph:
             raise TypeError(
                 f"set_grad_scaler takes glr.GradScaler(), not {type(scaler).__name__}"
             )
-        if self._runner.compiles.count:
+        if self.__runner.compiles.count:
             raise RuntimeError(
                 "set_grad_scaler comes too late, the graph is compiled: call it in "
                 "__init__"
             )
-        self._runner.scaler = scaler
+        self.__runner.scaler = scaler
 
     # --- what a user calls ---
 
@@ -203,7 +168,7 @@ class Graph:
         if jitting_is_off():
             return self.eager(*args, **kwargs)
         with one_at_a_time:
-            return self._runner.call(args, kwargs)
+            return self.__runner.call(self.__definition, args, kwargs)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         """The same step operation by operation, for prints, breakpoints, tracebacks.
@@ -212,7 +177,7 @@ class Graph:
         taken of what the loss depends on, because it is being differentiated.
         """
         with one_at_a_time:
-            return self._runner.eager(args, kwargs)
+            return self.__runner.eager(self.__definition, args, kwargs)
 
     def scan(self, *args: Any, **kwargs: Any) -> Any:
         """Several steps in one run: cheaper for small models, equal to as many calls.
@@ -231,7 +196,7 @@ class Graph:
         """
         args, kwargs = stacked(self.build, args, kwargs)
         with one_at_a_time:
-            return self._runner.scan(args, kwargs)
+            return self.__runner.scan(self.__definition, args, kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> Compiles:
         """Compile for arguments like these, without running.
@@ -244,13 +209,13 @@ class Graph:
             Every compilation so far.
         """
         with one_at_a_time:
-            self._runner.prepared(args, kwargs)
+            self.__runner.prepared(self.__definition, args, kwargs)
         return self.compiles
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The step for arguments like these as JAX lowered it: `.as_text()`."""
         with one_at_a_time:
-            return self._runner.lowered(args, kwargs)
+            return self.__runner.lowered(self.__definition, args, kwargs)
 
     def cost(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """What a step costs, by XLA's own count.
@@ -266,7 +231,7 @@ class Graph:
             left out.
         """
         with one_at_a_time:
-            return cost_of(self._runner.prepared(args, kwargs))
+            return cost_of(self.__runner.prepared(self.__definition, args, kwargs))
 
     def export(
         self,
@@ -290,7 +255,8 @@ class Graph:
             kwargs: Likewise.
         """
         with one_at_a_time:
-            exports.save(self._runner, path, args, kwargs, symbolic, platforms)
+            request = exports.Request(self.__runner, self.__definition, args, kwargs)
+            exports.save(request, path, symbolic=symbolic, platforms=platforms)
 
     def debug(self, level: int = 1) -> None:
         """Print what is compiled, from now on.
@@ -304,8 +270,8 @@ class Graph:
         """
         if level not in (-1, 0, 1, 2, 3):
             raise ValueError(f"debug level is {level!r}: give -1, 0, 1, 2 or 3")
-        tell = functools.partial(summary.print_program, self._runner, level)
-        self._runner.on_compile = tell if level >= 0 else None
+        tell = functools.partial(summary.print_program, self.__runner, level)
+        self.__runner.on_compile = tell if level >= 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, by dotted name.
@@ -315,9 +281,8 @@ class Graph:
         (`groups.head.lr_scale`), averages (`ema.model.head.kernel`), the loss scale
         (`scaler.scale`) and `step`. Safe to keep while training goes on.
         """
-        runner = self._runner
         with one_at_a_time:
-            return states.state_dict(runner.ready(), runner.optimizers, runner.memory)
+            return states.state_dict(self.__owned())
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Loaded:
         """Take over what `state_dict` gave, at any time.
@@ -343,49 +308,48 @@ class Graph:
                 f"load_state_dict takes what state_dict gave, not {state!r}: "
                 "np.load('state.npz') for a file"
             )
-        runner = self._runner
+        runner = self.__runner
         with one_at_a_time, states.loading_groups(state, runner.optimizers):
-            plan = runner.ready()
-            loaded = states.load_arrays(
-                state, plan, runner.optimizers, runner.memory, strict=strict
-            )
-            runner.memory = loaded.memory
-            return loaded
+            owned = self.__owned()
+            checked = states.check(state, owned, strict=strict)
+            if owned.plan is not runner.plan:
+                runner.adopt(owned.plan)
+            states.store(checked, owned.plan, runner.live)
+            return checked.loaded
 
     # --- what a user reads ---
 
     @property
     def config(self) -> Config:
         """Options; set them before the first call."""
-        return self._runner.config
+        return self.__runner.config
 
     @property
     def training(self) -> bool:
         """Whether modules are traced in train mode."""
-        return self._runner.training_mode
+        return self.__runner.training_mode
 
     @property
     def lr(self) -> dict[str, float]:
         """Every group's learning rate at the next step, schedule and scale included."""
-        optimizers = self._runner.optimizers
-        names = [name for some in states.group_names(optimizers) for name in some]
-        rates = [rate for o in optimizers for rate in o.lr().values()]
-        return dict(zip(names, rates, strict=True))
+        return self.__runner.optimizers.lr
 
     @property
     def step(self) -> int:
         """Updates applied so far; skipped batches are not among them."""
-        return max((o.step for o in self._runner.optimizers), default=0)
+        return self.__runner.optimizers.step
 
     @property
     def skipped(self) -> int:
         """Batches skipped because of a NaN, an infinity or an overflow."""
-        return int(self._runner.memory.get("skipped.total", 0))
+        skips = self.__runner.live.carried.skips
+        return 0 if skips is None else int(skips.total)
 
     @property
     def loss_scale(self) -> float:
         """What the next loss is multiplied by."""
-        return float(self._runner.memory.get("scaler.scale", 1.0))
+        scale = self.__runner.live.carried.loss_scale
+        return 1.0 if scale is None else float(scale.value)
 
     @property
     def ema_state(self) -> dict[str, Any]:
@@ -399,15 +363,8 @@ class Graph:
         """
         if self.config.ema_decay is None:
             raise RuntimeError("graph.ema_state needs config.ema_decay = 0.999")
-        runner = self._runner
         with one_at_a_time:
-            state = states.state_dict(runner.ready(), (), {})
-            averages = {f"ema.{path}": path for path in state}
-            found = {
-                averages[k]: jnp.copy(runner.memory[k])
-                for k in averages.keys() & runner.memory.keys()
-            }
-            return {**state, **found}
+            return states.ema_state(self.__owned())
 
     @property
     def group_stats(self) -> dict[str, dict[str, float]]:
@@ -420,40 +377,42 @@ class Graph:
         Raises:
             RuntimeError: `config.group_stats` is not set, or nothing was called yet.
         """
-        stats = self._runner.report.get("stats")
+        stats = self.__runner.report.stats
         if stats is None:
             raise RuntimeError(
                 "graph.group_stats needs config.group_stats = True and a call"
             )
-        names = [
-            n for some in states.group_names(self._runner.optimizers) for n in some
-        ]
         rows = jax.device_get(stats).tolist()
         return {
-            name: dict(zip(STATS, row, strict=True))
-            for name, row in zip(names, rows, strict=True)
+            group.name: dict(zip(STATS, row, strict=True))
+            for group, row in zip(self.__runner.optimizers.groups, rows, strict=True)
         }
 
     @property
     def compiles(self) -> Compiles:
         """Every compilation so far: `count`, `seconds` and `why`."""
-        return self._runner.compiles
+        return self.__runner.compiles
 
     def __repr__(self) -> str:
-        if "_runner" not in self.__dict__:
+        if _OWN[0] not in self.__dict__:
             return f"{type(self).__name__} (not initialised)"
-        return summary.text(self._runner)
+        return summary.text(self.__runner, self.__definition)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return summary.html(self._runner)
+        return summary.html(self.__runner, self.__definition)
+
+    # --- attributes ---
 
     def __getattr__(self, name: str) -> Any:
-        start = "" if "_runner" in self.__dict__ else ": call super().__init__()"
+        start = "" if _OWN[0] in self.__dict__ else ": call super().__init__()"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{start}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_runner" not in self.__dict__:
+        if name in _OWN:
+            self.__dict__[name] = value
+            return
+        if _OWN[0] not in self.__dict__:
             raise AttributeError(
                 f"self.{name} is set before the graph is initialised: call "
                 "super().__init__() first"
@@ -464,23 +423,44 @@ class Graph:
                 "self.add_optimizer(optimizer)"
             )
         if hasattr(Graph, name):
-            raise AttributeError(f"{name} is Graph's own: call the attribute otherwise")
-        if self._losses is not None or self._runner.compiles.count:
-            where = "inside build()" if self._losses is not None else "after a call"
             raise AttributeError(
-                f"self.{name} is set {where}, where it has no effect on the compiled "
-                "step: set it in __init__, or pass it to build() and return it"
+                f"{name} is Graph's own: call the attribute something else"
             )
+        self.__check_open(f"self.{name} is set")
         self.__dict__[name] = value
-        self._runner.plan = None
+        self.__runner.plan = None
 
-    # --- what the runner asks for ---
+    def __delattr__(self, name: str) -> None:
+        if name in _OWN or name not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self.__check_open(f"self.{name} is deleted")
+        del self.__dict__[name]
+        self.__runner.plan = None
 
-    def _attributes(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _OWN}
+    def __check_open(self, what: str) -> None:
+        """Refuse an edit of attributes that the compiled step would not see."""
+        if self.__losses is not None or self.__runner.compiles.count:
+            where = "inside build()" if self.__losses is not None else "after a call"
+            raise AttributeError(
+                f"{what} {where}, where it has no effect on the compiled step: set it "
+                "in __init__, or pass it to build() and return it"
+            )
 
-    def _bind(self, attributes: dict[str, Any], losses: list[jax.Array]) -> Any:
-        """`build` of a copy of this graph that holds `attributes`."""
+    # --- what the rooms below are given ---
+
+    @property
+    def __definition(self) -> Definition:
+        attributes = {k: v for k, v in self.__dict__.items() if k not in _OWN}
+        return Definition(type(self).__name__, attributes, self.build, self.__bind)
+
+    def __bind(self, attributes: Mapping[str, Any], losses: Losses) -> Build:
+        """`build` of a copy of this graph that holds `attributes`, for one trace."""
         bound = copy.copy(self)
-        bound.__dict__.update(attributes, _losses=losses, _trace=TraceState())
+        bound.__dict__.update(attributes)
+        bound.__losses = losses
         return bound.build
+
+    def __owned(self) -> Owned:
+        """The graph as its state sees it."""
+        runner = self.__runner
+        return Owned(*runner.peek(self.__definition), runner.optimizers)

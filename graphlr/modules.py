@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,16 +52,29 @@ def write(variables: Variables, arrays: Iterable[jax.Array]) -> None:
     deque(map(_set, variables, arrays), 0)
 
 
+def as_arrays(variables: Variables) -> list[jax.Array]:
+    """The arrays of `variables`, and what Python numbers in them will be as arrays.
+
+    Example:
+        >>> as_arrays([nnx.Param(1.0)])
+        [Array(1., dtype=float32)]
+    """
+    return [  # with a dtype, or it were weakly typed, and compiled for a second time
+        jnp.asarray(x, type(x)) if isinstance(x, int | float) else x
+        for x in read(variables)
+    ]
+
+
 def _references() -> int:
     """What `sys.getrefcount` says of an array that a Variable and one list hold."""
     variable = nnx.Param(np.zeros(()))  # of NumPy, so as not to start JAX
     return next(map(sys.getrefcount, read([variable])))
 
 
-_OWN = _references()
+_UNSHARED = _references()
 
 
-def own(arrays: list[jax.Array]) -> list[jax.Array]:
+def unshared(arrays: list[jax.Array]) -> list[jax.Array]:
     """`arrays` with a copy for each that anybody else holds too, so it may be donated.
 
     A step donates its buffers. Without this, an array kept from before the step
@@ -69,10 +82,10 @@ def own(arrays: list[jax.Array]) -> list[jax.Array]:
     second `jax.Array` over the same buffer, such as `jax.device_put` to the device
     where an array is, can't be seen.
     """
-    if sum(map(sys.getrefcount, arrays)) > _OWN * len(arrays):
+    if sum(map(sys.getrefcount, arrays)) > _UNSHARED * len(arrays):
         counts = list(map(sys.getrefcount, arrays))
         return [
-            jnp.copy(array) if count > _OWN else array
+            jnp.copy(array) if count > _UNSHARED else array
             for array, count in zip(arrays, counts, strict=True)
         ]
     return arrays
@@ -89,6 +102,7 @@ class Modules:
     Attributes:
         variables: Every Variable that holds an array, once, in a fixed order.
         paths: Its dotted path, the attribute's name in front.
+        path_of: The same by the Variable's id.
         params: The `nnx.Param`s among them, as selectors see them.
 
     Raises:
@@ -114,24 +128,26 @@ class Modules:
         self._roots = [module for _, module in found]
         self._graphdef, state = nnx.split(self._roots)
         self._flat: list[tuple[Any, Any]] = list(nnx.to_flat_state(state))
-        for _, leaf in self._flat:  # nnx.Param(1.0) trains as well
-            if isinstance(leaf, nnx.Variable) and isinstance(_get(leaf), int | float):
-                _set(leaf, jnp.asarray(_get(leaf)))
         tracked = [(path, leaf) for path, leaf in self._flat if _is_tracked(leaf)]
         self.variables: list[nnx.Variable] = [leaf for _, leaf in tracked]
         self.paths = [self._name(path) for path, _ in tracked]
-        for path in self.paths:
-            if self.paths.count(path) > 1:
+        for path, times in Counter(self.paths).items():
+            if times > 1:
                 raise ValueError(
                     f"two Variables are both called {path}: rename an attribute or key "
                     "with a dot in its name"
                 )
+        self.path_of = dict(zip(map(id, self.variables), self.paths, strict=True))
         self.params = [
             Param(name, path[1:], leaf)
             for name, (path, leaf) in zip(self.paths, tracked, strict=True)
             if isinstance(leaf, nnx.Param)
         ]
         self._watch()
+
+    def store_arrays(self) -> None:
+        """Put arrays in the place of Python numbers: `nnx.Param(1.0)` trains too."""
+        write(self.variables, as_arrays(self.variables))
 
     def nodes(self) -> dict[Place, Param]:
         """Every module by its place, as selectors see it."""
@@ -262,10 +278,11 @@ def _use_running_average(norm: Any) -> None:
 def _is_tracked(leaf: Any) -> bool:
     """Whether a leaf of a module's state is a Variable with an array in it.
 
-    Others (an array that is a plain attribute, what `sow` collected) are constants.
+    Others (an array that is a plain attribute, what `sow` collected) are constants. A
+    Python number counts: it is an array after the next step.
     """
     return isinstance(leaf, nnx.Variable) and isinstance(
-        _get(leaf), jax.Array | np.ndarray
+        _get(leaf), jax.Array | np.ndarray | int | float
     )
 
 

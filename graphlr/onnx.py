@@ -6,23 +6,19 @@ import importlib
 import os
 import warnings
 from importlib.metadata import version
-from typing import Any
+from typing import cast
 
 import jax
 
 from graphlr import archive
-from graphlr.runner import Runner
-from graphlr.signature import wide
-from graphlr.specs import ExportError, Specs, names_of, requested, with_batch_sizes
-from graphlr.step import Inputs
+from graphlr.modules import as_arrays
+from graphlr.runtime import wide
+from graphlr.specs import ExportError, Request, Specs, with_batch_sizes
+from graphlr.types import Batch, Inputs
 
 
 def save(
-    runner: Runner,
-    path: str | os.PathLike[str],
-    args: Any,
-    kwargs: Any,
-    symbolic: bool | None,
+    request: Request, path: str | os.PathLike[str], *, symbolic: bool | None
 ) -> None:
     """Write what `build` computes, the arrays of the model as constants.
 
@@ -33,9 +29,10 @@ def save(
         ExportError: The graph trains, `build` changes a Variable, or jax2onnx doesn't
             know something in it.
     """
+    runner = request.runner
     if runner.optimizers:
         raise ExportError(
-            f"{runner.name} has an optimizer, and ONNX holds forward passes: export a "
+            f"{request.name} has an optimizer, and ONNX holds forward passes: export a "
             "graph without one over the same model, or give the file another suffix"
         )
     try:
@@ -44,26 +41,26 @@ def save(
         raise ImportError(
             "ONNX is written by jax2onnx: pip install 'graphlr[onnx]'"
         ) from error
-    plan = runner.ready()
-    given = requested(runner, args, kwargs)
-    step, found = runner.step(plan, given)
-    state = runner.state(plan)
-    extras = runner.inputs(plan, ()).extras
-    names = [_plain(name) for name in names_of(runner, given)]
+    plan, live = runner.peek(request.definition)
+    given = request.signature()
+    step = runner.step(request.definition, plan, given)
+    state, extras = live.state(), as_arrays(plan.extras)
+    names = [_plain(name) for name in request.names(given)]
 
-    def forward(*batch: Any) -> Any:
+    def forward(*batch: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(step(state, Inputs(extras, [], batch)).outputs)
 
     def attempt(batch: Specs) -> bytes:
-        outputs = len(jax.eval_shape(forward, *batch))
-        changed = [plan.modules.paths[i] for i in found.changed]
+        results = jax.eval_shape(step, state, Inputs(extras, [], cast(Batch, batch)))
+        changed = [plan.path_of(plan.extras[i]) for i in results.found.changed]
         if changed:
             raise ExportError(
                 f"build() changes {changed[0]}, and ONNX has no state: leave that out"
             )
+        outputs = len(results.outputs)
         numbered = [f"output_{i}" for i in range(outputs)]
         options = {
-            "model_name": runner.name,
+            "model_name": request.name,
             "enable_double_precision": wide(),
             "input_names": names,
             "output_names": numbered if outputs > 1 else ["output"],
@@ -75,11 +72,11 @@ def save(
             except Exception as error:
                 raise ExportError(
                     f"jax2onnx {version('jax2onnx')} with jax {jax.__version__} can't "
-                    f"write {runner.name} as ONNX ({type(error).__name__}: {error}): "
+                    f"write {request.name} as ONNX ({type(error).__name__}: {error}): "
                     "try other versions of them"
                 ) from error
 
-    data = with_batch_sizes(runner, given, attempt, symbolic)
+    data = with_batch_sizes(request, given, attempt, symbolic)
     with archive.replacing(path) as file:
         file.write(data)
 

@@ -1,22 +1,42 @@
-"""What the Variables of a graph are for: trained, by which group, or carried along."""
+"""What the Variables of a graph are for: trained, by which group, or carried along.
+
+Planning reads modules and optimizers and changes neither; `Runner.ready` carries a plan
+out.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.extend.core import Literal
 
 from graphlr.groups import label_params
-from graphlr.modules import Edit, Modules, read
-from graphlr.optim.compiled import GroupSpec, transform, unpack
+from graphlr.modules import Edit, Modules, as_arrays
+from graphlr.optim.adoption import SlotPlan
+from graphlr.optim.compiled import GroupSpec
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.slots import Layout, layout_of
+
+
+class OptimizerPlan(NamedTuple):
+    """What one optimizer does in a step.
+
+    Attributes:
+        specs: The constants of its groups.
+        labels: `{path: group}` of what it trains.
+        slots: The slots that takes.
+    """
+
+    specs: tuple[GroupSpec, ...]
+    labels: dict[str, str]
+    slots: SlotPlan
+
+    def asks_same_step(self, other: OptimizerPlan) -> bool:
+        """Whether a program for `other` is right for this one too."""
+        mine, theirs = self.slots.layout, other.slots.layout
+        return self[:2] == other[:2] and mine == theirs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,36 +48,49 @@ class Plan:
         names: Dotted paths of the trained parameters, optimizer after optimizer.
         trained: Their Variables.
         extras: Every other Variable: frozen parameters, statistics, RNG.
-        labels: For each optimizer `{path: group}` of what it trains.
-        specs: For each optimizer the constants of its groups.
-        layouts: For each optimizer where its slots belong.
-        still: Makes the normalisations of frozen modules keep their statistics.
+        optimizers: What each optimizer does.
+        norm_edits: Makes the normalisations of frozen modules keep their statistics.
     """
 
     modules: Modules
     names: list[str]
     trained: list[nnx.Variable]
     extras: list[nnx.Variable]
-    labels: list[dict[str, str]]
-    specs: list[tuple[GroupSpec, ...]]
-    layouts: list[Layout]
-    still: list[Edit]
+    optimizers: list[OptimizerPlan]
+    norm_edits: list[Edit]
+
+    @property
+    def specs(self) -> list[tuple[GroupSpec, ...]]:
+        """The constants of each optimizer's groups."""
+        return [planned.specs for planned in self.optimizers]
+
+    @property
+    def slots(self) -> list[SlotPlan]:
+        """The slots that each optimizer needs."""
+        return [planned.slots for planned in self.optimizers]
 
     def asks_same_step(self, other: Plan) -> bool:
         """Whether programs compiled for `other` are right for this plan."""
         return (
             self.names == other.names
-            and self.labels == other.labels
-            and self.specs == other.specs
-            and self.layouts == other.layouts
             and self.modules.paths == other.modules.paths
+            and len(self.optimizers) == len(other.optimizers)
+            and all(
+                map(OptimizerPlan.asks_same_step, self.optimizers, other.optimizers)
+            )
         )
+
+    def group_of(self, path: str) -> str:
+        """The group of a trained parameter."""
+        return next(o.labels[path] for o in self.optimizers if path in o.labels)
+
+    def path_of(self, variable: nnx.Variable) -> str:
+        """The dotted path of a Variable of the graph."""
+        return self.modules.path_of[id(variable)]
 
 
 def make_plan(attributes: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> Plan:
     """Find the modules among `attributes` and put every parameter into its group.
-
-    Optimizers keep the slots of parameters they go on training, by name.
 
     Raises:
         ValueError: A parameter is in two groups or none, or every one is frozen.
@@ -77,99 +110,39 @@ def make_plan(attributes: Mapping[str, Any], optimizers: Sequence[Optimizer]) ->
         _check_float(name, by_path[name])
     trained = [by_path[name] for name in names]
     ids = set(map(id, trained))
+    frozen = {id(param.value) for param in modules.params} - ids
     return Plan(
         modules=modules,
         names=names,
         trained=trained,
         extras=[v for v in modules.variables if id(v) not in ids],
-        labels=labels,
-        specs=[optimizer.specs for optimizer in optimizers],
-        layouts=[
-            _adopt(optimizer, label, {path: by_path[path] for path in label})
+        optimizers=[
+            OptimizerPlan(
+                optimizer.specs,
+                label,
+                optimizer.plan_slots(label, {path: by_path[path] for path in label}),
+            )
             for optimizer, label in zip(optimizers, labels, strict=True)
         ],
-        still=modules.frozen_norms(
-            {id(v) for v in by_path.values()} - ids if optimizers else set()
-        ),
+        norm_edits=modules.frozen_norms(frozen) if optimizers else [],
     )
 
 
 def _labels(modules: Modules, optimizers: Sequence[Optimizer]) -> list[dict[str, str]]:
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    owners = [k for k, o in enumerate(optimizers) for _ in o.param_groups]
+    """For each optimizer `{path: group}` of what it trains."""
+    pairs = [(k, group) for k, o in enumerate(optimizers) for group in o.param_groups]
     labels: list[dict[str, str]] = [{} for _ in optimizers]
+    groups = [group for _, group in pairs]
     chosen = label_params(modules.params, groups) if optimizers else {}
     for path, i in chosen.items():
-        if not groups[i]["frozen"]:
-            labels[owners[i]][path] = groups[i].name
+        k, group = pairs[i]
+        if not group["frozen"]:
+            labels[k][path] = group.name
     return labels
 
 
-def _adopt(
-    optimizer: Optimizer, labels: dict[str, str], variables: dict[str, nnx.Variable]
-) -> Layout:
-    """Give the optimizer its slots; those of parameters that it trained are kept.
-
-    What counts is the Variable, not its path: another graph may call it otherwise.
-    """
-    specs = optimizer.specs
-    params = {path: read([variable])[0] for path, variable in variables.items()}
-
-    def init(numbers: jax.Array, params: dict[str, jax.Array]) -> Any:
-        step = jnp.zeros((), jnp.int32)
-        return transform(specs, unpack(specs, numbers), labels, step).init(params)
-
-    traced = jax.jit(init).trace(optimizer.numbers, params)
-    layout = layout_of(traced.out_info, labels)
-    old, before = optimizer.layout, optimizer.trained
-    if old == layout and old is not None and _same(before, variables):
-        return old
-    fresh = _filled(traced.jaxpr.jaxpr, params.values())
-    if fresh is None:
-        compiled = traced.lower().compile()
-        fresh = jax.tree.leaves(compiled(optimizer.numbers, params))
-    paths = {id(variable): path for path, variable in variables.items()}
-    moved = {p: paths[id(v)] for p, v in before.items() if id(v) in paths}
-    named = old.named(optimizer.slots, moved) if old else {}
-    optimizer.slots = layout.flat(named, fresh)
-    optimizer.layout, optimizer.trained = layout, variables
-    return layout
-
-
-def _filled(jaxpr: Any, params: Iterable[jax.Array]) -> list[jax.Array] | None:
-    """What `jaxpr` gives if each result is one number throughout, as most slots are.
-
-    It saves a compilation, which would take longer than that of a small step. None if
-    there is another result or the parameters aren't all on one device.
-    """
-    devices = {device for array in params for device in array.devices()}
-    numbers = {
-        eqn.outvars[0]: eqn.invars[0].val
-        for eqn in jaxpr.eqns
-        if eqn.primitive.name == "broadcast_in_dim"
-        and isinstance(eqn.invars[0], Literal)
-    }
-    fills = [
-        out.val if isinstance(out, Literal) else numbers.get(out)
-        for out in jaxpr.outvars
-    ]
-    if len(devices) != 1 or any(fill is None for fill in fills):
-        return None
-    (device,) = devices
-    return [
-        jax.device_put(
-            np.full(out.aval.shape, fill, out.aval.dtype), device, may_alias=False
-        )
-        for out, fill in zip(jaxpr.outvars, fills, strict=True)
-    ]
-
-
-def _same(a: dict[str, nnx.Variable], b: dict[str, nnx.Variable]) -> bool:
-    return a.keys() == b.keys() and all(a[path] is b[path] for path in a)
-
-
 def _check_float(path: str, variable: nnx.Variable) -> None:
-    (array,) = read([variable])
+    (array,) = as_arrays([variable])
     dtype = getattr(array, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

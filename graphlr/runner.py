@@ -8,95 +8,80 @@ pytrees only while tracing.
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr
 
-from graphlr import memory as memories
+from graphlr import carried
 from graphlr import signature as arguments
+from graphlr.carried import Carried
+from graphlr.compiles import Compile, Compiles
 from graphlr.config import Config
-from graphlr.memory import Memory
-from graphlr.modules import own, read, write
-from graphlr.optim.optimizer import Optimizer
+from graphlr.guards import check_ranges
+from graphlr.live import Live
+from graphlr.loops import scanned
+from graphlr.losses import Definition
+from graphlr.modules import as_arrays
+from graphlr.optimizers import Optimizers
 from graphlr.plan import Plan, check_unchanged, make_plan
 from graphlr.platforms import settled
 from graphlr.precision import Scaler
-from graphlr.program import (
-    Compile,
-    Compiles,
-    Program,
-    Step,
-    Undisturbed,
-    check_not_lost,
-    check_ranges,
-    compile_step,
-)
+from graphlr.program import OtherTypesError, Program, compile_step
 from graphlr.runtime import garbage_collection_off
-from graphlr.scan import scanned
 from graphlr.signature import Signature
-from graphlr.skips import SkipWatch
-from graphlr.step import Bind, Findings, Inputs, make_step
-from graphlr.update import Report, State
+from graphlr.skips import SkipWatch, why_skipped
+from graphlr.step import make_step
+from graphlr.types import Batch, Report, Step
 
 _log = logging.getLogger(__name__)
 
-# A step takes a model's arrays and gives it others; two threads that do so with one
-# model would take the same ones. Computing goes on after the lock is released.
-one_at_a_time = threading.RLock()
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+_FIRST, _REGROUPED = "first call", "the structure of a group changed"
 
 
 class Runner:
-    """The plan, the programs and the memory of one graph.
+    """The plan, the programs and the arrays of one graph.
 
-    Args:
-        name: Of the graph, for messages.
-        attributes: Gives the graph's own attributes.
-        build: What is traced.
-        bind: Makes `build` see given attributes and losses.
+    It is given the graph's definition with every call, and keeps nothing of it.
 
     Attributes:
         config: Options.
         training: Mode of the modules; None follows from whether there are optimizers.
         optimizers: In the order they were added.
         scaler: Scales the loss, or None.
-        memory: What the step remembers beside parameters and slots.
-        report: What was asked to be seen of the last update.
+        plan: What the last call was planned for; None: nothing was called yet.
+        live: The arrays of the next step at their owners.
+        report: What may be seen of the last step.
         compiles: Every compilation so far.
         programs: Compiled steps by signature and number of steps (0: one call).
-        on_compile: Called with signature, number of steps and batch of a new program.
+        on_compile: Called with definition, signature, number of steps and batch of a
+            new program.
     """
 
-    def __init__(
-        self,
-        name: str,
-        attributes: Callable[[], dict[str, Any]],
-        build: Callable[..., Any],
-        bind: Bind,
-    ) -> None:
-        self.name, self.attributes, self.build, self.bind = (
-            name,
-            attributes,
-            build,
-            bind,
-        )
+    def __init__(self) -> None:
         self.config = Config()
         self.training: bool | None = None
-        self.optimizers: list[Optimizer] = []
+        self.optimizers = Optimizers()
         self.scaler: Scaler | None = None
-        self.memory: Memory = {}
-        self.report: Report = {}
+        self.plan: Plan | None = None
+        self.live = Live((), (), (), Carried())
+        self.report = Report()
         self.compiles = Compiles()
         self.programs: dict[tuple[Signature, int], Program] = {}
-        self.plan: Plan | None = None
-        self.on_compile: Callable[[Signature, int, Sequence[Any]], None] | None = None
-        self._skips = SkipWatch(self)
-        self._versions: list[Any] = []
-        self._why = "first call"
+        self.on_compile: Callable[[Definition, Signature, int, Batch], None] | None = (
+            None
+        )
+        self._skips = SkipWatch()
+        self._version: Hashable = None
+        self._why = _FIRST
 
     @property
     def training_mode(self) -> bool:
@@ -105,43 +90,80 @@ class Runner:
 
     # --- the plan ---
 
-    def ready(self) -> Plan:
-        """The plan of this step: the last one, unless a group's structure changed."""
-        plan = self.plan
-        if plan is None:
-            return self._replan("first call")
-        check_unchanged(plan)
-        versions = [optimizer.version for optimizer in self.optimizers]
-        if versions != self._versions:
-            if plan.specs != [optimizer.specs for optimizer in self.optimizers]:
-                return self._replan("the structure of a group changed")
-            self._versions = versions
-        for optimizer, layout in zip(self.optimizers, plan.layouts, strict=True):
-            if optimizer.layout is not layout:
-                return self._replan("another graph used the optimizer")
+    def ready(self, definition: Definition) -> Plan:
+        """The plan of the next step, carried out: every optimizer has its slots."""
+        plan, why = self._planned(definition)
+        if plan is not self.plan:
+            self.adopt(plan, why)
         return plan
 
-    def _replan(self, why: str) -> Plan:
-        """Make a plan; programs stay if it asks for the same step as the last one."""
-        with garbage_collection_off():
-            plan = make_plan(self.attributes(), self.optimizers)
+    def peek(self, definition: Definition) -> tuple[Plan, Live]:
+        """The plan of the next step and its arrays, for readers: changes nothing."""
+        plan, _ = self._planned(definition)
+        if plan is self.plan:
+            return plan, self.live
+        slots = self.optimizers.slots_for(plan.slots)
+        held = [
+            held.with_slots(own)
+            for held, own in zip(self.optimizers.held, slots, strict=True)
+        ]
+        return plan, Live(plan.trained, plan.extras, held, self._carried_for(plan))
+
+    def adopt(self, plan: Plan, why: str | None = None) -> None:
+        """Carry a plan out: from now on the step is the one that it asks for.
+
+        Programs stay if it asks for the same step as the last one.
+
+        Args:
+            plan: From `make_plan`.
+            why: What made it necessary, for the record of the next compilation; None:
+                it is the first, or the structure of a group changed.
+        """
+        if why is None:
+            why = _FIRST if self.plan is None else _REGROUPED
+        slots = self.optimizers.slots_for(plan.slots)  # may raise: so it comes first
+        plan.modules.store_arrays()
+        carried_over = self._carried_for(plan)
         if self.plan is None or not plan.asks_same_step(self.plan):
             self.programs = {}
-        if self.optimizers:
-            params = dict(zip(plan.names, read(plan.trained), strict=True))
-            fresh = memories.start(self.config, self.scaler, params)
-            self.memory = memories.moved(self.memory, fresh)
-        self._versions = [optimizer.version for optimizer in self.optimizers]
+        self.optimizers.adopt(plan.slots, slots)
+        self.live = Live(plan.trained, plan.extras, self.optimizers.held, carried_over)
+        self._version = self.optimizers.version
         self.plan, self._why = plan, why
-        return plan
+
+    def _planned(self, definition: Definition) -> tuple[Plan, str]:
+        """The last plan if it still is right, or a new one; and why it is new."""
+        plan = self.plan
+        if plan is None:
+            return self._make_plan(definition), _FIRST
+        check_unchanged(plan)
+        version = self.optimizers.version
+        if version != self._version:
+            if plan.specs != self.optimizers.specs:
+                return self._make_plan(definition), _REGROUPED
+            self._version = version  # only numbers did: don't compare them again
+        if not self.optimizers.have_adopted(plan.slots):
+            return self._make_plan(definition), "another graph used the optimizer"
+        return plan, self._why
+
+    def _make_plan(self, definition: Definition) -> Plan:
+        with garbage_collection_off():
+            return make_plan(definition.attributes, self.optimizers)
+
+    def _carried_for(self, plan: Plan) -> Carried:
+        if not self.optimizers:
+            return Carried()
+        params = dict(zip(plan.names, as_arrays(plan.trained), strict=True))
+        fresh = carried.start(self.config, self.scaler, params)
+        return carried.moved(self.live.carried, fresh)
 
     # --- programs ---
 
-    def step(self, plan: Plan, signature: Signature) -> tuple[Step, Findings]:
+    def step(self, definition: Definition, plan: Plan, signature: Signature) -> Step:
         """The step as a function to be traced."""
         return make_step(
             plan,
-            self.bind,
+            definition,
             signature,
             training=self.training_mode,
             config=self.config,
@@ -149,178 +171,223 @@ class Runner:
         )
 
     def program(
-        self, plan: Plan, signature: Signature, batch: Sequence[Any], steps: int = 0
+        self,
+        definition: Definition,
+        plan: Plan,
+        signature: Signature,
+        batch: Batch,
+        steps: int = 0,
     ) -> Program:
         """The compiled step for a signature, compiled now if there is none.
 
         Args:
+            definition: The graph as the user wrote it.
             plan: What the Variables are for.
             signature: Of the arguments of one step.
             batch: The arrays, with a leading axis of `steps` if that isn't 0.
             steps: How many steps it does in one run; 0 for a plain call.
         """
         known = self.programs.get((signature, steps))
-        return known or self._compile(plan, signature, batch, steps)
+        if known is not None:
+            return known
+        program = self._compile(definition, plan, signature, batch, steps)
+        self.programs[signature, steps] = program
+        if self.on_compile is not None:
+            self.on_compile(definition, signature, steps, batch)
+        return program
 
     def _compile(
-        self, plan: Plan, signature: Signature, batch: Sequence[Any], steps: int
+        self,
+        definition: Definition,
+        plan: Plan,
+        signature: Signature,
+        batch: Batch,
+        steps: int,
     ) -> Program:
-        why = self._why
-        if self.programs:
-            last, length = list(self.programs)[-1]
-            arguments.check_against(signature, last, self.build)
-            why = signature.difference(last, self.build)
-            if steps != length:
-                why = f"{steps} steps in one run" if steps else "one step in a run"
+        name, build = definition.name, definition.build
+        why = self._why_compiling(definition, signature, steps)
         self.config.fix(training=bool(self.optimizers))
-        if self.config.amp == "float16" and self.optimizers and self.scaler is None:
-            warnings.warn(
-                "config.amp = 'float16' without a loss scale: small gradients become "
-                "zero. self.set_grad_scaler(glr.GradScaler()) in __init__, or "
-                "'bfloat16', which needs none",
-                stacklevel=4,
-            )
-        signature.check_parts(self.config.gradient_accumulation_steps, self.build)
-        step, found = self.step(plan, signature)
+        self._warn_of_float16()
+        signature.check_parts(self.config.gradient_accumulation_steps, build)
+        step = self.step(definition, plan, signature)
+        state = self.live.state()
+        inputs = self.live.inputs(self.optimizers.numbers, batch)
         try:
             program = compile_step(
-                scanned(step, found) if steps else step,
-                found,
-                self.state(plan),
-                self.inputs(plan, batch),
-                plan=plan,
+                scanned(step) if steps else step,
+                plan,
+                state,
+                inputs,
                 donate=bool(self.optimizers) and self.config.donate,
             )
         except Exception as error:
-            given = signature.describe(self.build).items()
+            given = signature.describe(build).items()
             listed = ", ".join(f"{key}: {kind}" for key, kind in given)
             if isinstance(error, AttributeError) and "backward" in str(error):
                 error.add_note("in build() it is self.backward(loss)")
             error.add_note(
-                f"while tracing {self.name}.build with {listed or 'no arguments'}"
+                f"while tracing {name}.build with {listed or 'no arguments'}"
             )
             raise
-        record = Compile(why, *program.seconds, program.cached)
+        record = Compile(
+            why, program.trace_seconds, program.compile_seconds, program.cached
+        )
         self.compiles.records.append(record)
-        self.programs[signature, steps] = program
-        _log.info("compiled %s in %.1f s: %s", self.name, sum(program.seconds), why)
-        if self.on_compile is not None:
-            self.on_compile(signature, steps, batch)
+        seconds = record.trace_seconds + record.compile_seconds
+        _log.info("compiled %s in %.1f s: %s", name, seconds, why)
         return program
 
-    def prepared(self, args: Any, kwargs: Any) -> Program:
+    def _why_compiling(
+        self, definition: Definition, signature: Signature, steps: int
+    ) -> str:
+        if not self.programs:
+            return self._why
+        last, length = list(self.programs)[-1]
+        arguments.check_against(signature, last, definition.build)
+        if steps != length:
+            return f"{steps} steps in one run" if steps else "one step in a run"
+        return signature.difference(last, definition.build)
+
+    def _warn_of_float16(self) -> None:
+        half = self.config.amp == "float16"
+        if half and self.optimizers and self.scaler is None:
+            warnings.warn(
+                "config.amp = 'float16' without a loss scale: small gradients become "
+                "zero. self.set_grad_scaler(glr.GradScaler()) in __init__, or "
+                "'bfloat16', which needs none",
+                stacklevel=5,
+            )
+
+    def prepared(self, definition: Definition, args: Args, kwargs: Kwargs) -> Program:
         """The compiled step for arguments like these; without any the last one."""
-        plan = self.ready()
+        plan = self.ready(definition)
         if not (args or kwargs) and self.programs:
             return list(self.programs.values())[-1]
-        return self.program(plan, *arguments.read(self.build, args, kwargs))
+        signature, batch = arguments.read(definition.build, args, kwargs)
+        return self.program(definition, plan, signature, batch)
 
-    def lowered(self, args: Any, kwargs: Any) -> jax.stages.Lowered:
+    def lowered(
+        self, definition: Definition, args: Args, kwargs: Kwargs
+    ) -> jax.stages.Lowered:
         """The step for arguments like these as JAX lowered it."""
-        plan = self.ready()
-        signature, batch = arguments.read(self.build, args, kwargs)
-        step, _ = self.step(plan, signature)
-        state, inputs = self.state(plan), self.inputs(plan, batch)
-        with settled((state, inputs)):
-            return jax.jit(step).lower(state, inputs)
+        signature, batch = arguments.read(definition.build, args, kwargs)
+        return self._traced(definition, signature, batch).lower()
 
-    def jaxpr(self, signature: Signature, batch: Sequence[Any]) -> Any:
+    def jaxpr(
+        self, definition: Definition, signature: Signature, batch: Batch
+    ) -> ClosedJaxpr:
         """The traced step."""
-        plan = self.ready()
-        step, _ = self.step(plan, signature)
-        state, inputs = self.state(plan), self.inputs(plan, batch)
+        return self._traced(definition, signature, batch).jaxpr
+
+    def _traced(
+        self, definition: Definition, signature: Signature, batch: Batch
+    ) -> jax.stages.Traced:
+        plan, live = self.peek(definition)
+        state, inputs = live.state(), live.inputs(self.optimizers.numbers, batch)
         with settled((state, inputs)):
-            return jax.make_jaxpr(step)(state, inputs)
+            step = self.step(definition, plan, signature)
+            return jax.jit(step).trace(state, inputs)
 
     # --- runs ---
 
-    def call(self, args: Any, kwargs: Any) -> Any:
+    def call(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """One step."""
-        plan = self.ready()
-        signature, batch = arguments.read(self.build, args, kwargs)
-        known = self.programs.get((signature, 0))
-        program = known or self.program(plan, signature, batch)
-        if program.limits:
-            check_ranges(program.limits, batch, signature, self.build)
-        try:
-            return self.run(plan, program.run, program.found, batch)
-        except (TypeError, ValueError) as error:  # raised before anything runs
-            if any(isinstance(array, Tracer) for array in batch):
-                raise TypeError(
-                    f"{self.name} is called inside jax.jit, jax.grad or a build(): a "
-                    "graph is a whole step. Call its module there, self.model(x)"
-                ) from error
-            if not known:
-                raise
-        plan = self._replan("the dtype, shape or placement of a Variable changed")
-        self.programs.clear()
-        program = self.program(plan, signature, batch)
-        return self.run(plan, program.run, program.found, batch)
+        plan = self.ready(definition)
+        signature, batch = arguments.read(definition.build, args, kwargs)
+        return self._run_compiled(definition, plan, signature, batch)
 
-    def eager(self, args: Any, kwargs: Any) -> Any:
+    def eager(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """One step, operation by operation."""
-        plan = self.ready()
-        signature, batch = arguments.read(self.build, args, kwargs)
-        signature.check_parts(self.config.gradient_accumulation_steps, self.build)
-        step, found = self.step(plan, signature)
-        return self.run(plan, step, found, batch)
+        plan = self.ready(definition)
+        signature, batch = arguments.read(definition.build, args, kwargs)
+        parts = self.config.gradient_accumulation_steps
+        signature.check_parts(parts, definition.build)
+        step = self.step(definition, plan, signature)
+        return self._run(definition, plan, step, batch)
 
-    def scan(self, args: Any, kwargs: Any) -> Any:
+    def scan(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """As many steps as the leading axis of the arrays is long, in one run."""
-        plan = self.ready()
-        whole, batch = arguments.read(self.build, args, kwargs)
-        signature, steps = whole.of_one_step(self.build)
+        plan = self.ready(definition)
+        whole, batch = arguments.read(definition.build, args, kwargs)
+        signature, steps = whole.of_one_step(definition.build)
         if (signature, steps) not in self.programs:
             _warn_of_convolutions(plan)
-        program = self.program(plan, signature, batch, steps)
-        return self.run(plan, program.run, program.found, batch, steps=steps)
+        return self._run_compiled(definition, plan, signature, batch, steps)
 
-    def state(self, plan: Plan) -> State:
-        """What the step replaces; copied where anybody else holds it too."""
-        slots = [own(list(optimizer.slots)) for optimizer in self.optimizers]
-        steps = own([optimizer.counter for optimizer in self.optimizers])
-        memory = self.memory
-        if memory:
-            memory = dict(zip(memory, own(list(memory.values())), strict=True))
-        return State(own(read(plan.trained)), slots, steps, memory)
-
-    def inputs(self, plan: Plan, batch: Sequence[Any]) -> Inputs:
-        """What the step only reads."""
-        numbers = [optimizer.numbers for optimizer in self.optimizers]
-        return Inputs(read(plan.extras), numbers, batch)
-
-    def run(
+    def _run_compiled(
         self,
+        definition: Definition,
         plan: Plan,
-        run: Step,
-        found: Findings,
-        batch: Sequence[Any],
+        signature: Signature,
+        batch: Batch,
+        steps: int = 0,
+    ) -> Any:
+        """Run the program for a signature, compiled anew if it doesn't fit any more."""
+        known = self.programs.get((signature, steps))
+        program = known or self.program(definition, plan, signature, batch, steps)
+        if program.limits:
+            check_ranges(program.limits, batch, signature, definition.build)
+        try:
+            return self._run(definition, plan, program.run, batch, steps=steps or 1)
+        except OtherTypesError as error:
+            mismatch = error.mismatch
+        if any(isinstance(array, Tracer) for array in batch):
+            raise TypeError(
+                f"{definition.name} is called inside jax.jit, jax.grad or a build(): a "
+                "graph is a whole step. Call its module there, self.model(x)"
+            ) from mismatch
+        if not known:  # it was just made for these very arrays
+            raise mismatch
+        # The arguments are the ones of the signature, so a Variable must have changed.
+        plan = self._make_plan(definition)
+        self.adopt(plan, "the dtype, shape or placement of a Variable changed")
+        self.programs = {}
+        program = self.program(definition, plan, signature, batch, steps)
+        return self._run(definition, plan, program.run, batch, steps=steps or 1)
+
+    def _run(
+        self,
+        definition: Definition,
+        plan: Plan,
+        step: Step,
+        batch: Batch,
         *,
         steps: int = 1,
     ) -> Any:
-        """Run a step and write what it gives back: everything or, on error, nothing."""
-        self._skips.look()
-        inputs = self.inputs(plan, batch)
-        certain = not memories.may_skip(self.config, self.scaler)
-        with Undisturbed():
-            try:
-                state, outputs, extras, report = run(self.state(plan), inputs)
-            except Exception as error:
-                check_not_lost(self._donated(plan), error)
-                raise
-            write([plan.extras[i] for i in found.changed], extras)
-            write(plan.trained, state.trained)
-            for k, optimizer in enumerate(self.optimizers):
-                optimizer.advance(
-                    state.slots[k], state.steps[k], steps if certain else None
-                )
-            self.memory, self.report = state.memory, report
-        return found.outputs.fill(outputs)
+        """Run a step; what `build` returned."""
+        self._look_for_skips(definition, plan)
+        numbers = self.optimizers.numbers
+        results = self.live.run(step, numbers, batch, steps=steps)
+        self.report = results.report
+        return results.found.outputs.fill(results.outputs)
 
-    def _donated(self, plan: Plan) -> list[jax.Array]:
-        slots = [array for optimizer in self.optimizers for array in optimizer.slots]
-        steps = [optimizer.counter for optimizer in self.optimizers]
-        return [*read(plan.trained), *slots, *steps, *self.memory.values()]
+    def _look_for_skips(self, definition: Definition, plan: Plan) -> None:
+        """Log skips of the steps before.
+
+        Raises:
+            FloatingPointError: Too many in a row; names the first bad parameter.
+        """
+        skips = self.live.carried.skips
+        if skips is None:
+            return
+        limit = self.config.skip_nonfinite
+        news = self._skips.look(skips, limit)
+        if news is None:
+            return
+        why = why_skipped(self.report, plan) if news.in_a_row else ""
+        if news.are_new:
+            level = logging.WARNING if limit else logging.INFO
+            text = f"; {why}" if why else ""
+            _log.log(level, "%s: %d skipped%s", definition.name, news.total, text)
+        if limit and news.in_a_row >= limit:
+            fresh = skips._replace(in_a_row=jnp.zeros_like(skips.in_a_row))
+            self.live.carried = self.live.carried._replace(skips=fresh)
+            raise FloatingPointError(
+                f"{news.in_a_row} batches in a row gave a NaN or an infinity and were "
+                f"skipped (config.skip_nonfinite = {limit}): {why}. Everything "
+                "is as it was before them. Look at the batch, lower the learning rate, "
+                "or call graph.eager(...) under jax.debug_nans(True) to find where"
+            )
 
 
 def _warn_of_convolutions(plan: Plan) -> None:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from graphlr.runtime import wide
+
 Build = Callable[..., Any]
 
 _ARRAYS = (
@@ -30,19 +32,6 @@ _ARRAYS = (
 _PLAIN = (jax.Array, np.ndarray)  # what nearly every argument is
 _OBJECT = np.dtype(object)
 _CONSTANTS = (str, bytes, bool, enum.Enum, type, np.dtype)
-
-
-_config: Any = jax.config  # its options are made at run time, unknown to type checkers
-
-
-def wide() -> bool:
-    """Whether JAX has 64-bit types now."""
-    return bool(_config.jax_enable_x64)
-
-
-def jitting_is_off() -> bool:
-    """Whether `jax.disable_jit` is in force."""
-    return bool(_config.jax_disable_jit)
 
 
 class Constant(NamedTuple):

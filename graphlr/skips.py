@@ -1,68 +1,70 @@
-"""Batches that were skipped: noticed, named in the log, and stopped when too many."""
+"""Batches that were skipped: noticed without waiting, and told what was wrong."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-_log = logging.getLogger(__name__)
+from graphlr.carried import Skips
+from graphlr.plan import Plan
+from graphlr.types import Report
+
+
+class News(NamedTuple):
+    """What became known of skipped batches.
+
+    Attributes:
+        total: How many there were.
+        in_a_row: How many of them were the last ones.
+        are_new: Whether there are more than at the last look.
+    """
+
+    total: int
+    in_a_row: int
+    are_new: bool
 
 
 class SkipWatch:
-    """Looks at what the last step reported, without waiting for the device.
+    """Looks at the counts that the last step left, without waiting for the device."""
 
-    Args:
-        runner: Whose memory and report to look at.
-    """
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
+    def __init__(self) -> None:
         self._seen = 0
         self._calls = 0
 
-    def look(self) -> None:
-        """Log skips that are new; called before each step.
+    def look(self, skips: Skips, limit: int) -> News | None:
+        """What is known before the next step; None while the last one still runs.
 
-        A step that is still computed is not waited for, except for one call in as many
-        as may be skipped in a row.
-
-        Raises:
-            FloatingPointError: Too many in a row; names the first bad parameter.
+        Args:
+            skips: As the last step left them.
+            limit: In one call of so many the device is waited for, so that no more
+                than these are skipped in a row unseen; 0: it never is.
         """
-        memory = self._runner.memory
-        if "skipped.total" not in memory:
-            return
         self._calls += 1
-        limit = self._runner.config.skip_nonfinite
         due = limit and self._calls % limit == 0
-        if not (due or memory["skipped.total"].is_ready()):
-            return
-        total, in_a_row = (int(memory[f"skipped.{k}"]) for k in ("total", "in_a_row"))
-        if total > self._seen:
-            why = f"; {self.why()}" if in_a_row else ""
-            level = logging.WARNING if limit else logging.INFO
-            _log.log(level, "%s: %d skipped%s", self._runner.name, total, why)
-            self._seen = total
-        if limit and in_a_row >= limit:
-            why = self.why()
-            memory["skipped.in_a_row"] = jnp.zeros((), jnp.int32)
-            raise FloatingPointError(
-                f"{in_a_row} batches in a row gave a NaN or an infinity and were "
-                f"skipped (config.skip_nonfinite = {limit}): {why}. Everything "
-                "is as it was before them. Look at the batch, lower the learning rate, "
-                "or call graph.eager(...) under jax.debug_nans(True) to find where"
-            )
+        if not (due or _is_ready(skips.total)):
+            return None
+        total, in_a_row = int(skips.total), int(skips.in_a_row)
+        news = News(total, in_a_row, total > self._seen)
+        self._seen = max(total, self._seen)
+        return news
 
-    def why(self) -> str:
-        """The first parameter whose gradient wasn't finite, and its group."""
-        plan, finite = self._runner.plan, self._runner.report.get("finite")
-        bad = [] if finite is None else np.flatnonzero(~np.asarray(finite)).tolist()
-        if not bad:
-            return "the loss or a statistic isn't finite"
-        path = plan.names[bad[0]]
-        group = next(labels[path] for labels in plan.labels if path in labels)
-        rest = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        return f"the gradient of {path} (group {group!r}) isn't finite{rest}"
+
+def _is_ready(array: Any) -> bool:
+    """Whether reading it doesn't wait: of every array of JAX, unknown to its types."""
+    return array.is_ready()
+
+
+def why_skipped(report: Report, plan: Plan) -> str:
+    """The first parameter whose gradient wasn't finite, and its group.
+
+    Args:
+        report: Of the step that was skipped; waits for it.
+        plan: For names.
+    """
+    bad = [] if report.finite is None else np.flatnonzero(~np.asarray(report.finite))
+    if len(bad) == 0:
+        return "the loss or a statistic isn't finite"
+    path = plan.names[bad[0]]
+    rest = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"the gradient of {path} (group {plan.group_of(path)!r}) isn't finite{rest}"

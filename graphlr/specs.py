@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.export
 
 from graphlr import signature
 from graphlr.groups import listing
-from graphlr.runner import Runner
+from graphlr.losses import Definition
+from graphlr.runner import Args, Kwargs, Runner
 from graphlr.signature import Constant, Signature
 
 Specs = list[jax.ShapeDtypeStruct]
@@ -24,21 +25,41 @@ class ExportError(ValueError):
     """A graph can't be exported, or a file can't be loaded here."""
 
 
-def requested(runner: Runner, args: Any, kwargs: Any) -> Signature:
-    """The signature of arguments like these; without any the last one compiled."""
-    if not (args or kwargs) and runner.programs:
-        return [*runner.programs][-1][0]
-    return signature.read(runner.build, args, kwargs)[0]
+class Request(NamedTuple):
+    """What is to be exported.
 
+    Attributes:
+        runner: Of the graph.
+        definition: Of the same.
+        args: Like those of a call; with no `kwargs` either, the last ones compiled.
+        kwargs: Likewise.
+    """
 
-def names_of(runner: Runner, given: Signature) -> list[str]:
-    """What each array among the arguments is called."""
-    pairs = zip(given.kinds, given.names(runner.build), strict=True)
-    return [name for kind, name in pairs if not isinstance(kind, Constant)]
+    runner: Runner
+    definition: Definition
+    args: Args
+    kwargs: Kwargs
+
+    @property
+    def name(self) -> str:
+        """Of the graph."""
+        return self.definition.name
+
+    def signature(self) -> Signature:
+        """The signature that is asked for."""
+        programs = self.runner.programs
+        if not (self.args or self.kwargs) and programs:
+            return [*programs][-1][0]
+        return signature.read(self.definition.build, self.args, self.kwargs)[0]
+
+    def names(self, given: Signature) -> list[str]:
+        """What each array among the arguments is called."""
+        pairs = zip(given.kinds, given.names(self.definition.build), strict=True)
+        return [name for kind, name in pairs if not isinstance(kind, Constant)]
 
 
 def with_batch_sizes(
-    runner: Runner,
+    request: Request,
     given: Signature,
     attempt: Callable[[Specs], _Result],
     symbolic: bool | None,
@@ -46,7 +67,7 @@ def with_batch_sizes(
     """`attempt(specs)` with a symbol for the batch size or else with fixed sizes.
 
     Args:
-        runner: Of the graph.
+        request: What is to be exported.
         given: The arguments' signature.
         attempt: Traces the graph for arrays like these specs.
         symbolic: Whether the leading axis of all arrays is a symbol; None if it can be.
@@ -59,40 +80,40 @@ def with_batch_sizes(
     shown = ", ".join(kind.str_short() for kind in kinds)
     sizes = {kind.shape[0] for kind in kinds if kind.shape}
     if not all(isinstance(n, int) for kind in kinds for n in kind.shape):
-        return _noting(runner, shown, attempt, fixed)
-    parts = runner.config.gradient_accumulation_steps
-    given.check_parts(parts, runner.build)
+        return _noting(request, shown, attempt, fixed)
+    parts = request.runner.config.gradient_accumulation_steps
+    given.check_parts(parts, request.definition.build)
     if symbolic is False or not sizes:
-        return _noting(runner, shown, attempt, fixed)
+        return _noting(request, shown, attempt, fixed)
     why = f"the leading axes of the arrays differ, {listing(map(str, sorted(sizes)))}"
     if len(sizes) == 1:
         specs = _symbolic(kinds, "b" if parts == 1 else f"{parts}*b")
         try:
-            return _noting(runner, "a symbolic batch size", attempt, specs)
+            return _noting(request, "a symbolic batch size", attempt, specs)
         except Exception as error:
             if symbolic:
                 raise
             why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if symbolic:
         raise ExportError(
-            f"{runner.name} can't be exported for any batch size, {why}. Put the "
+            f"{request.name} can't be exported for any batch size, {why}. Put the "
             "symbol where it belongs, b, = jax.export.symbolic_shape('b') and "
             "jax.ShapeDtypeStruct((b, 3), 'float32'), or fix the sizes, symbolic=False"
         )
-    result = _noting(runner, shown, attempt, fixed)
+    result = _noting(request, shown, attempt, fixed)
     text = "%s is exported for %s alone, not for any batch size (%s)"
-    _log.warning(text, runner.name, shown, why)
+    _log.warning(text, request.name, shown, why)
     return result
 
 
 def _noting(
-    runner: Runner, what: str, attempt: Callable[[Specs], _Result], specs: Specs
+    request: Request, what: str, attempt: Callable[[Specs], _Result], specs: Specs
 ) -> _Result:
     try:
         return attempt(specs)
     except Exception as error:
         error.add_note(
-            f"while exporting {runner.name}.build with {what or 'no arguments'}"
+            f"while exporting {request.name}.build with {what or 'no arguments'}"
         )
         raise
 

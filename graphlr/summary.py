@@ -7,15 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
-from graphlr.groups import ParamGroup, label_params
-from graphlr.modules import Modules
+from graphlr.groups import Param, ParamGroup, label_params
+from graphlr.losses import Definition
+from graphlr.modules import Modules, as_arrays
 from graphlr.optim.optimizer import Optimizer
+from graphlr.optimizers import Optimizers
 from graphlr.program import cost_of
 from graphlr.runner import Runner
-from graphlr.signature import Signature
-from graphlr.state import group_names
+from graphlr.signature import Build, Signature
+from graphlr.types import Batch
 
 _COLUMNS = ("group", "parameters", "count", "lr now", "lr_scale", "decay", "schedule")
 _PROGRAM_COLUMNS = ("compiled for", "compile time", "FLOPs", "bytes moved", "temporary")
@@ -61,24 +64,28 @@ def html_table(rows: Rows) -> str:
     )
 
 
-def groups_rows(modules: Modules, optimizers: Sequence[Optimizer]) -> Rows:
+def groups_rows(modules: Modules, optimizers: Optimizers) -> Rows:
     """One row a group: which parameters, how many, learning rate now, schedule."""
-    names = [name for some in group_names(optimizers) for name in some]
-    groups = [group for o in optimizers for group in o.param_groups]
-    owners = [o for o in optimizers for _ in o.param_groups]
-    rates = [rate for o in optimizers for rate in o.lr().values()]
-    chosen = label_params(modules.params, groups)
-    sizes = {param.path: math.prod(param.value.shape) for param in modules.params}
+    groups, rates = optimizers.groups, optimizers.lr
+    chosen = label_params(modules.params, [group for _, group, _ in groups])
+    paths: list[list[str]] = [[] for _ in groups]
+    for path, i in chosen.items():
+        paths[i].append(path)
+    sizes = {param.path: _size(param.value) for param in modules.params}
     rows: list[Sequence[str]] = [_COLUMNS]
-    for i, (name, group) in enumerate(zip(names, groups, strict=True)):
-        paths = [path for path, index in chosen.items() if index == i]
-        count = sum(sizes[path] for path in paths)
+    for (name, group, optimizer), held in zip(groups, paths, strict=True):
+        count = sum(sizes[path] for path in held)
         written = str(group.selector)
         by_name = written.startswith(("'", "re.compile"))
-        several = by_name and len(paths) > 1
-        shown = f"{written} ({len(paths)})" if several else _paths(paths)
-        rows.append((name, shown, f"{count:,}", *_numbers(group, owners[i], rates[i])))
+        several = by_name and len(held) > 1
+        shown = f"{written} ({len(held)})" if several else _paths(held)
+        numbers = _numbers(group, optimizer, rates[name])
+        rows.append((name, shown, f"{count:,}", *numbers))
     return rows
+
+
+def _size(variable: nnx.Variable) -> int:
+    return math.prod(np.shape(variable.get_value()))
 
 
 def _numbers(group: ParamGroup, optimizer: Optimizer, rate: float) -> tuple[str, ...]:
@@ -121,34 +128,50 @@ def modules_tree(attributes: Mapping[str, Any]) -> str:
 
     Deep trees and long lists are cut, small modules show every shape.
     """
+    params = Modules(attributes).params
     lines: list[str] = []
     for name, value in attributes.items():
-        if Modules({name: value}).params:
-            _add_module(lines, name, value, depth=1)
+        inside = _inside(params, name)
+        if inside:
+            _add_module(lines, name, value, name, inside)
     return "\n".join(lines)
 
 
-def _add_module(lines: list[str], name: str, value: Any, depth: int) -> None:
+def _inside(params: Sequence[Param], path: str) -> list[Param]:
+    """Those of `params` that are at `path` or below it."""
+    return [p for p in params if p.path == path or p.path.startswith(f"{path}.")]
+
+
+def _add_module(
+    lines: list[str], name: str, value: Any, path: str, params: Sequence[Param]
+) -> None:
+    """Add what `value`, which is at `path` and holds `params`, looks like."""
+    depth = path.count(".") + 1
     indent = "  " * depth
-    params = Modules({"_": value}).params
-    count = sum(math.prod(param.value.shape) for param in params)
+    count = sum(_size(param.value) for param in params)
     title = f"{indent}{name}: {type(value).__name__}, {count:,} in {len(params)}"
-    children = [(k, v) for k, v in _children(value) if Modules({"_": v}).params]
-    deeper = [k for k, v in children if not isinstance(v, nnx.Variable)]
     if len(params) <= _SHAPES:
-        shapes = (f"{p.path[2:]} {_shape(p.value)}" for p in params)
+        shapes = (
+            f"{p.path[len(path) + 1 :]} {_shape(p.value)}".strip() for p in params
+        )
         lines.append(f"{title} parameters: {', '.join(shapes)}")
         return
     lines.append(f"{title} parameters")
-    shown = children[:_CHILDREN] if depth < _DEPTH and deeper else []
-    for key, child in shown:
-        _add_module(lines, str(key), child, depth + 1)
-    if shown and len(children) > len(shown):
-        lines.append(f"{indent}  ... and {len(children) - len(shown)} more")
+    inside = [
+        (key, child, below)
+        for key, child in _children(value)
+        if (below := _inside(params, f"{path}.{key}"))
+    ]
+    deeper = any(not isinstance(child, nnx.Variable) for _, child, _ in inside)
+    shown = inside[:_CHILDREN] if depth < _DEPTH and deeper else []
+    for key, child, below in shown:
+        _add_module(lines, str(key), child, f"{path}.{key}", below)
+    if shown and len(inside) > len(shown):
+        lines.append(f"{indent}  ... and {len(inside) - len(shown)} more")
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:
-    """What a module, list, tuple or dict holds."""
+    """What a module, list, tuple or dict holds, by the names in paths."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, list | tuple | nnx.List):
@@ -158,21 +181,21 @@ def _children(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _shape(variable: nnx.Variable) -> str:
-    value = variable.get_value()
-    return f"{value.dtype}{list(value.shape)}"
+    (array,) = as_arrays([variable])
+    return f"{array.dtype}{list(array.shape)}"
 
 
-def _programs_rows(runner: Runner) -> Rows:
+def _programs_rows(runner: Runner, build: Build) -> Rows:
     """One row for each compiled step: for what, how long it took, what it costs."""
     rows: list[Sequence[str]] = [_PROGRAM_COLUMNS]
     for (signature, steps), program in runner.programs.items():
-        given = signature.describe(runner.build).items()
+        given = signature.describe(build).items()
         listed = ", ".join(f"{name} {kind}" for name, kind in given) or "no arguments"
         cost = cost_of(program)
         rows.append(
             (
                 f"{steps} steps of {listed}" if steps else listed,
-                f"{sum(program.seconds):.1f} s",
+                f"{program.trace_seconds + program.compile_seconds:.1f} s",
                 _amount(cost.get("flops"), ""),
                 _amount(cost.get("bytes"), "B"),
                 _amount(cost.get("temporary_memory"), "B"),
@@ -194,20 +217,21 @@ def _amount(number: float | None, unit: str) -> str:
 # --- a whole graph --------------------------------------------------------------------
 
 
-def text(runner: Runner) -> str:
+def text(runner: Runner, definition: Definition) -> str:
     """What `print(graph)` shows."""
-    tables, faults = _tables(runner)
-    parts = [_title(runner), modules_tree(runner.attributes()), *map(table, tables)]
+    tables, faults = _tables(runner, definition)
+    title, tree = _title(runner, definition), modules_tree(definition.attributes)
+    parts = [title, tree, *map(table, tables)]
     return "\n".join([*filter(None, parts), *faults, repr(runner.compiles)])
 
 
-def html(runner: Runner) -> str:
+def html(runner: Runner, definition: Definition) -> str:
     """What a notebook shows."""
-    tables, faults = _tables(runner)
-    tree = escaping.escape(modules_tree(runner.attributes()))
+    tables, faults = _tables(runner, definition)
+    tree = escaping.escape(modules_tree(definition.attributes))
     lines = [*faults, repr(runner.compiles)]
     parts = [
-        f"<b>{escaping.escape(_title(runner))}</b>",
+        f"<b>{escaping.escape(_title(runner, definition))}</b>",
         f"<details><summary>modules</summary><pre>{tree}</pre></details>",
         *map(html_table, tables),
         *(f"<p>{escaping.escape(line)}</p>" for line in lines),
@@ -216,40 +240,45 @@ def html(runner: Runner) -> str:
 
 
 def print_program(
-    runner: Runner, level: int, signature: Signature, steps: int, batch: Sequence[Any]
+    runner: Runner,
+    level: int,
+    definition: Definition,
+    signature: Signature,
+    steps: int,
+    batch: Batch,
 ) -> None:
     """Print what was compiled last; see `Graph.debug` for the levels."""
     record, program = runner.compiles.records[-1], runner.programs[signature, steps]
     print(
-        f"{runner.name}: traced in {record.trace_seconds:.2f} s, compiled in "
+        f"{definition.name}: traced in {record.trace_seconds:.2f} s, compiled in "
         f"{record.compile_seconds:.2f} s: {record.why}"
     )
     if level >= 1:
-        print(text(runner))
+        print(text(runner, definition))
     if level >= 2:
-        print(runner.jaxpr(signature, batch))
+        print(runner.jaxpr(definition, signature, batch))
     if level >= 3:
-        compiled: Any = program.run
-        print(compiled.as_text())
+        print(program.compiled.as_text())
 
 
-def _title(runner: Runner) -> str:
+def _title(runner: Runner, definition: Definition) -> str:
     mode = "train" if runner.training_mode else "eval"
-    step = max((optimizer.step for optimizer in runner.optimizers), default=0)
-    skipped = int(runner.memory.get("skipped.total", 0))
+    skips = runner.live.carried.skips
+    skipped = int(skips.total) if skips is not None else 0
     count = f", {skipped} skipped" if skipped else ""
-    return f"{runner.name} ({mode}, step {step}{count}; config: {runner.config})"
+    step = f"step {runner.optimizers.step}{count}"
+    return f"{definition.name} ({mode}, {step}; config: {runner.config})"
 
 
-def _tables(runner: Runner) -> tuple[list[Rows], list[str]]:
+def _tables(runner: Runner, definition: Definition) -> tuple[list[Rows], list[str]]:
     """Groups and programs, and what a call would say of groups: printing can't fail."""
     tables, faults = list[Rows](), list[str]()
     try:
         if runner.optimizers:
-            modules = Modules(runner.attributes())
+            modules = Modules(definition.attributes)
             tables.append(groups_rows(modules, runner.optimizers))
     except ValueError as error:
         faults.append(f"  {error}")
     if runner.programs:
-        tables.append(_programs_rows(runner))
+        tables.append(_programs_rows(runner, definition.build))
     return tables, faults

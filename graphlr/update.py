@@ -1,154 +1,172 @@
-"""The update: gradients to new parameters, slots and memory, or to nothing at all."""
+"""The update: gradients to new parameters, slots and averages, or to nothing at all."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from graphlr import memory as memories
+from graphlr import carried
 from graphlr.config import Config
-from graphlr.memory import Memory, may_skip
 from graphlr.optim.compiled import GroupSpec, group_lr, transform, unpack
 from graphlr.optim.slots import Layout
 from graphlr.optim.transforms import clip_by_norm, norm
-from graphlr.plan import Plan
+from graphlr.plan import OptimizerPlan, Plan
 from graphlr.platforms import ordered_on_cpu
 from graphlr.precision import Scaler
+from graphlr.types import (
+    Arrays,
+    Forward,
+    Inputs,
+    Numbers,
+    OptimizerState,
+    Report,
+    State,
+)
 
-Arrays = list[jax.Array]
-Report = dict[str, Any]
 Named = dict[str, jax.Array]
 
-STATS = ("grad_norm", "update_norm", "update_ratio", "lr")
 
-
-class State(NamedTuple):
-    """What a training step replaces.
+class Backward(NamedTuple):
+    """What the backward pass leaves for the update.
 
     Attributes:
-        trained: The trained parameters.
-        slots: Optimizer state, a list for each optimizer.
-        steps: Updates already applied, int32[] for each optimizer.
-        memory: Averages, loss scale, skipped batches.
+        grads: Of the scaled loss, one for each trained parameter.
+        forward: What `build` left in the Variables, and the loss, unscaled.
+        unused: Paths of parameters that no loss depends on.
     """
 
-    trained: Arrays
-    slots: list[Arrays]
-    steps: Arrays
-    memory: Memory
+    grads: Arrays
+    forward: Forward
+    unused: Collection[str]
+
+
+class Updated(NamedTuple):
+    """What the update gives: the new state, the changed extras, what may be seen."""
+
+    state: State
+    extras: Arrays
+    report: Report
 
 
 def update(
     plan: Plan,
-    state: State,
-    numbers: Sequence[jax.Array],
-    grads: Arrays,
-    *,
-    unused: Collection[str],
     config: Config,
     scaler: Scaler | None,
-    before: tuple[Arrays, Arrays],
-    extras: Arrays,
-    loss: Any,
-) -> tuple[State, Arrays, Report]:
+    state: State,
+    inputs: Inputs,
+    backward: Backward,
+) -> Updated:
     """One update of everything that is trained.
+
+    The order is part of what users may rely on: gradients are unscaled, then looked at
+    for NaN and infinity, then clipped all together, and only then does each group's own
+    chain (centring, clip, rule, rate) see them.
 
     Args:
         plan: What the Variables are for.
-        state: Before the update, with what `build` assigned to parameters.
-        numbers: Live numbers of each optimizer.
-        grads: Of the scaled loss, one for each trained parameter.
-        unused: Parameters without gradient, which stay as they are.
         config: Options.
         scaler: Has scaled the loss, or None.
-        before: Trained parameters and changed extras before the step, to go back to.
-        extras: The changed extras.
-        loss: Their loss, unscaled.
-
-    Returns:
-        The new state, the changed extras, and what was asked to be seen: `finite`
-        (bool[n], for each trained parameter), `stats` (float[groups, 4], see `STATS`).
+        state: Before the step, to go back to if the batch is skipped.
+        inputs: Of the step; of its extras those that `build` changed likewise.
+        backward: Gradients, and what `build` left.
     """
-    if scaler is not None:
-        scale = state.memory["scaler.scale"]
-        grads = [(g / scale).astype(g.dtype) for g in grads]
-    report: Report = {}
-    finite = [jnp.isfinite(g).all() for g in grads] if may_skip(config, scaler) else []
-    new, stats = _updated(plan, state, numbers, _clipped(grads, config), unused, config)
-    if config.group_stats:
-        norms = _norms(plan, grads)
-        report["stats"] = jnp.stack(
-            [jnp.stack([a, *b]) for a, b in zip(norms, stats, strict=True)]
-        )
-    if not finite:
-        return new, extras, report
-    report["finite"] = jnp.stack(finite)
-    floats = [x for x in extras if jnp.issubdtype(x.dtype, jnp.floating)]
-    ok = jnp.stack([*finite, *(jnp.isfinite(x).all() for x in (loss, *floats))]).all()
-    old = state._replace(trained=before[0])
-    kept, extras = jax.tree.map(
-        lambda now, then: jnp.where(ok, now, then), (new, extras), (old, before[1])
+    forward, grads = backward.forward, _unscaled(backward.grads, state)
+    extras = [forward.extras[i] for i in forward.found.changed]
+    # XLA for CPU then knows that nothing reads a parameter after its update, which is
+    # written over it: otherwise it would copy each one first.
+    trained, clipped, loss = ordered_on_cpu(
+        forward.trained, _clip(grads, config), forward.loss
     )
-    counted = memories.counted(kept.memory, ok, scaler)
-    return kept._replace(memory=counted), extras, report
+    before = state._replace(trained=trained)
+    new, stats = _updated(
+        plan, config, before, inputs.numbers, clipped, backward.unused
+    )
+    report = Report(loss)
+    if config.group_stats:
+        rows = zip(_grad_norms(plan, grads), stats, strict=True)
+        report = report._replace(stats=jnp.stack([jnp.stack([a, *b]) for a, b in rows]))
+    if not carried.may_skip(config, scaler):
+        return Updated(new, extras, report)
+
+    finite = [jnp.isfinite(grad).all() for grad in grads]
+    statistics = [x for x in extras if jnp.issubdtype(x.dtype, jnp.floating)]
+    others = [jnp.isfinite(x).all() for x in (forward.loss, *statistics)]
+    ok = jnp.stack([*finite, *others]).all()
+    # Everything or nothing: a batch that is skipped leaves no trace but its count.
+    kept, extras = jax.tree.map(
+        lambda now, then: jnp.where(ok, now, then),
+        (new, extras),
+        (state, [inputs.extras[i] for i in forward.found.changed]),
+    )
+    outcome = carried.after_check(kept.carried, ok, scaler)
+    report = report._replace(finite=jnp.stack(finite))
+    return Updated(kept._replace(carried=outcome), extras, report)
 
 
-def _clipped(grads: Arrays, config: Config) -> Any:
+def _unscaled(grads: Arrays, state: State) -> Arrays:
+    scale = state.carried.loss_scale
+    if scale is None:
+        return grads
+    return [(grad / scale.value).astype(grad.dtype) for grad in grads]
+
+
+def _clip(grads: Arrays, config: Config) -> Arrays:
+    """Gradients within the limits of `config`, over all groups and optimizers."""
     limit = config.clip_grad_value
     if limit is not None:
-        grads = [jnp.clip(g, -limit, limit) for g in grads]
+        grads = [jnp.clip(grad, -limit, limit) for grad in grads]
     if config.clip_grad_norm is None:
         return grads
     clip = clip_by_norm(config.clip_grad_norm, config.clip_grad_norm_type)
-    return clip.update(grads, optax.EmptyState())[0]
+    return jax.tree.leaves(clip.update(grads, optax.EmptyState())[0])
 
 
 def _updated(
     plan: Plan,
+    config: Config,
     state: State,
-    numbers: Sequence[jax.Array],
+    numbers: Numbers,
     grads: Arrays,
     unused: Collection[str],
-    config: Config,
-) -> tuple[State, list[tuple[Any, ...]]]:
+) -> tuple[State, list[tuple[jax.Array, ...]]]:
     """Every optimizer's update of what it trains; update norms, ratios, rates."""
-    # XLA for CPU then knows that nothing reads a parameter after its update, which is
-    # written over it: it would else copy each one first.
-    trained, grads = ordered_on_cpu(state.trained, grads)
-    params = dict(zip(plan.names, trained, strict=True))
+    params = dict(zip(plan.names, state.trained, strict=True))
     gradients = dict(zip(plan.names, grads, strict=True))
-    new_params, all_slots, stats = dict(params), [], []
-    for k, layout in enumerate(plan.layouts):
-        specs, labels, old = plan.specs[k], plan.labels[k], state.slots[k]
-        values = unpack(specs, numbers[k])
-        tx = transform(specs, values, labels, state.steps[k])
-        mine = {path: params[path] for path in labels}
-        updates: Any
-        updates, slots = tx.update(
-            {path: gradients[path] for path in labels},
-            jax.tree.unflatten(layout.tree, old),
+    new_params, optimizers, stats = dict(params), [], []
+    for planned, old, vector in zip(
+        plan.optimizers, state.optimizers, numbers, strict=True
+    ):
+        values = unpack(planned.specs, vector)
+        tx = transform(planned.specs, values, planned.labels, old.step)
+        mine = {path: params[path] for path in planned.labels}
+        layout = planned.slots.layout
+        directions, slots = tx.update(
+            {path: gradients[path] for path in planned.labels},
+            jax.tree.unflatten(layout.tree, old.slots),
             mine,
         )
-        updates = {path: updates[path] for path in labels if path not in unused}
-        new_params.update(_applied(params, updates))
-        all_slots.append(_keep_unused(layout, old, jax.tree.leaves(slots), unused))
-        for spec in specs if config.group_stats else ():
-            rate = group_lr(spec, values[spec.name], state.steps[k])
-            stats.append((*_sizes(spec, labels, mine, updates), rate))
+        updates = cast(Named, directions)  # optax returns what it is given
+        changes = {path: updates[path] for path in planned.labels if path not in unused}
+        new_params.update(_applied(params, changes))
+        kept = _keep_unused(layout, old.slots, jax.tree.leaves(slots), unused)
+        optimizers.append(OptimizerState(kept, old.step + 1))
+        for spec in planned.specs if config.group_stats else ():
+            rate = group_lr(spec, values[spec.name], old.step)
+            stats.append((*_update_norms(spec, planned, mine, changes), rate))
     trained = [new_params[path] for path in plan.names]
-    memory = memories.advanced(state.memory, new_params, config)
-    return State(trained, all_slots, [step + 1 for step in state.steps], memory), stats
+    averaged = carried.after_update(state.carried, new_params, config)
+    return State(trained, optimizers, averaged), stats
 
 
-def _applied(params: Named, updates: Named) -> Named:
+def _applied(params: Named, changes: Named) -> Named:
     return {
         path: (params[path] + change).astype(params[path].dtype)
-        for path, change in updates.items()
+        for path, change in changes.items()
     }
 
 
@@ -171,24 +189,28 @@ def _keep_unused(
 # --- what a user may want to see ------------------------------------------------------
 
 
-def _norms(plan: Plan, grads: Arrays) -> list[jax.Array]:
+def _grad_norms(plan: Plan, grads: Arrays) -> Arrays:
     """The norm of every group's gradient, in the order of the groups."""
     gradients = dict(zip(plan.names, grads, strict=True))
     return [
-        _norm([gradients[p] for p, name in labels.items() if name == spec.name])
-        for specs, labels in zip(plan.specs, plan.labels, strict=True)
-        for spec in specs
+        _norm([gradients[path] for path in _paths(planned, spec)])
+        for planned in plan.optimizers
+        for spec in planned.specs
     ]
 
 
-def _sizes(
-    spec: GroupSpec, labels: dict[str, str], params: Named, updates: Named
+def _update_norms(
+    spec: GroupSpec, planned: OptimizerPlan, params: Named, changes: Named
 ) -> tuple[jax.Array, jax.Array]:
     """The norm of a group's update, and its ratio to that of its parameters."""
-    paths = [path for path, name in labels.items() if name == spec.name]
-    change = _norm([updates[path] for path in paths if path in updates])
+    paths = _paths(planned, spec)
+    change = _norm([changes[path] for path in paths if path in changes])
     weight = _norm([params[path] for path in paths])
     return change, change / jnp.maximum(weight, 1e-12)
+
+
+def _paths(planned: OptimizerPlan, spec: GroupSpec) -> list[str]:
+    return [path for path, name in planned.labels.items() if name == spec.name]
 
 
 def _norm(arrays: Arrays) -> jax.Array:

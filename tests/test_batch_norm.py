@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from graphlr.layers import BatchNorm
-from graphlr.program import compiler_options
+from graphlr.runtime import compiler_options
 
 
 def arrays(*shapes, dtype=np.float64):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import graphlr as glr
-from tests.corpus.make import HERE, IMAGE, LABEL, Evaluate, Net, Train, steps
+from tests.corpus.make import HERE, IMAGE, LABEL, Evaluate, Net, Scaler, Train, steps
 
 VERSIONS = sorted(path.name for path in HERE.glob("*.*.*"))
 
@@ -63,3 +63,23 @@ def test_an_exported_forward_pass(folder, expected):
     np.testing.assert_allclose(exported(IMAGE), expected["logits"], rtol=1e-5)
     exported.load_state_dict(saved(folder / "train.npz"))
     np.testing.assert_allclose(exported(IMAGE), expected["logits"], rtol=1e-5)
+
+
+def test_names_that_the_library_uses_too(folder, expected):
+    graph = Scaler(scaled=False)
+    graph.load_state_dict(saved(folder / "scaler.npz"))
+    losses = [float(graph(IMAGE)) for _ in range(2)]
+    np.testing.assert_allclose(losses, expected["scaler"], rtol=1e-5)
+
+
+def test_what_a_state_of_0_1_0_could_not_hold_stays_as_it_is():
+    folder = HERE / "0.1.0"
+    graph = Scaler(scaled=True)
+    scale = np.asarray(graph.scaler.scale.get_value())
+    with pytest.warns(UserWarning, match=r"no self\.scaler\.scale, ema\.self\.taken"):
+        graph.load_state_dict(saved(folder / "scaler_scaled.npz"))
+    np.testing.assert_array_equal(graph.scaler.scale.get_value(), scale)
+    others, state = saved(folder / "scaler.npz"), graph.state_dict()
+    for key, old in (("self.scaler.bias", "scaler.bias"), ("taken", "taken")):
+        np.testing.assert_array_equal(state[key], others[old])
+    assert (graph.loss_scale, graph.step) == (8.0, 2)

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr import signature as arguments
+from graphlr import archive
 from graphlr.optim import lr_scheduler
 
 
@@ -34,7 +34,7 @@ class Net(nnx.Module):
 class Train(glr.Graph):
     def __init__(self, model, *optimizers, lr_sch=None):
         super().__init__()
-        self.model = model
+        self.model, self.optimizers = model, optimizers
         for optimizer in optimizers:
             self.add_optimizer(optimizer, lr_sch=lr_sch)
 
@@ -377,7 +377,7 @@ def test_edited_numbers_equal_numbers_given_at_the_start():
     edited, given = (plain_linear() for _ in range(2))
     optimizer = glr.optim.SGD("**", lr=1.0, momentum=0.1, weight_decay=0.9)
     a = regression(edited, optimizer)
-    a._runner.ready()
+    a.compile(X, Y)
     optimizer.param_groups[0].update({"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
     b = regression(given, glr.optim.SGD("**", lr=0.1, momentum=0.9, weight_decay=0.01))
     for _ in range(3):
@@ -578,14 +578,14 @@ def test_resume_equals_not_stopping():
     straight, first = make(), make()
     schedule = lr_scheduler.CosineDecayLR(10)
     for graph in (straight, first):
-        graph._runner.optimizers[0].lr_sch = schedule
+        graph.optimizers[0].lr_sch = schedule
     for _ in range(10):
         straight(IMAGE, LABEL)
     for _ in range(5):
         first(IMAGE, LABEL)
     saved = {k: np.array(v) for k, v in first.state_dict().items()}
     second = make()
-    second._runner.optimizers[0].lr_sch = schedule
+    second.optimizers[0].lr_sch = schedule
     second.load_state_dict(saved)
     assert second.step == 5
     for _ in range(5):
@@ -605,14 +605,14 @@ def test_a_saved_state_is_not_touched_by_later_steps():
 
 def test_loading_restores_edited_numbers_and_flags():
     graph = make()
-    graph._runner.optimizers[0].param_groups["features"].update(
+    graph.optimizers[0].param_groups["features"].update(
         {"frozen": True, "lr_scale": 0.25, "weight_decay": 0.1}
     )
     graph(IMAGE, LABEL)
     other = make()
     other(IMAGE, LABEL)
     other.load_state_dict(graph.state_dict())
-    group = other._runner.optimizers[0].param_groups["features"]
+    group = other.optimizers[0].param_groups["features"]
     assert (group["frozen"], group["lr_scale"], group["weight_decay"]) == (
         True, 0.25, 0.1)  # fmt: skip
     assert_same(values(graph.model), values(other.model))
@@ -1024,8 +1024,8 @@ def test_a_variable_whose_dtype_changed_is_compiled_for():
 
 def test_print_shows_every_group():
     graph = make(lr=0.1)
-    graph._runner.optimizers[0].lr_sch = lr_scheduler.StepLR(1, gamma=0.5)
-    graph._runner.optimizers[0].param_groups["rest"]["weight_decay"] = 0.01
+    graph.optimizers[0].lr_sch = lr_scheduler.StepLR(1, gamma=0.5)
+    graph.optimizers[0].param_groups["rest"]["weight_decay"] = 0.01
     graph(IMAGE, LABEL)
     text = str(graph)
     lines = text.splitlines()
@@ -1044,20 +1044,16 @@ def test_print_before_the_first_call_shows_what_is_wrong():
     assert "in no group" in str(graph)
 
 
-def test_the_step_lowers_for_gpu_and_tpu():
+def test_the_step_lowers_for_gpu_and_tpu(tmp_path):
     """As far as a CPU can tell: native depthwise convolutions there, none here."""
     model = glr.models.mobilenet_v2(10, rngs=nnx.Rngs(0))
     graph = Train(model, glr.optim.Adam("**", lr=0.01))
-    plan = graph._runner.ready()
-    batch = [np.zeros((2, 64, 64, 3), np.float32), np.zeros(2, np.int32)]
-    signature, _ = arguments.read(graph.build, batch, {})
-    step, _ = graph._runner.step(plan, signature)
-    state, inputs = graph._runner.state(plan), graph._runner.inputs(plan, batch)
-    exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(
-        state, inputs
-    )
-    assert "stablehlo.convolution" in exported.mlir_module()
-    assert "feature_group_count = 960" in exported.mlir_module()
+    batch = np.zeros((2, 64, 64, 3), np.float32), np.zeros(2, np.int32)
+    graph.export(tmp_path / "step.zip", *batch, platforms=["cuda", "tpu"])
+    _, parts = archive.read(tmp_path / "step.zip")
+    text = jax.export.deserialize(bytearray(parts["step.jax"])).mlir_module()
+    assert "stablehlo.convolution" in text
+    assert "feature_group_count = 960" in text
 
 
 # --- what users of other systems would write ------------------------------------------

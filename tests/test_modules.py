@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from graphlr import modules
-from graphlr.modules import Modules, own, read, write
+from graphlr.modules import Modules, read, unshared, write
 
 
 def linear(x=2, y=2):
@@ -97,7 +97,7 @@ def test_read_and_write_are_the_public_accessors(monkeypatch):
 def test_own_copies_only_what_somebody_else_holds():
     variables = [nnx.Param(jnp.full(3, float(i))) for i in range(3)]
     kept = variables[1].get_value()
-    owned = own(read(variables))
+    owned = unshared(read(variables))
     same = [a is v.get_raw_value() for a, v in zip(owned, variables, strict=True)]
     assert same == [True, False, True]
     np.testing.assert_array_equal(owned[1], kept)
@@ -110,7 +110,7 @@ def test_own_copies_an_array_that_two_variables_hold():
     array = jnp.ones(2)
     twins = [nnx.Param(array), nnx.Param(array)]
     del array
-    a, b = own(read(twins))
+    a, b = unshared(read(twins))
     assert a is not b
     assert a is not twins[0].get_value()
 

@@ -51,7 +51,8 @@ class Train(glr.Graph):
     def __init__(self, model, scaler=None, **config):
         super().__init__()
         self.model = model
-        self.add_optimizer(glr.optim.SGD(model, lr=0.1, momentum=0.9))
+        self.optimizers = [glr.optim.SGD(model, lr=0.1, momentum=0.9)]
+        self.add_optimizer(self.optimizers[0])
         if scaler is not None:
             self.set_grad_scaler(scaler)
         for name, value in config.items():
@@ -129,7 +130,7 @@ def test_small_updates_are_not_rounded_away():
     """1.5 + 2**-8 has no bfloat16, so only a float32 master weight moves by less."""
     model = Net({})
     graph = Train(model, amp="bfloat16")
-    graph._runner.optimizers[0].param_groups[0]["lr"] = 1e-3
+    graph.optimizers[0].param_groups[0]["lr"] = 1e-3
     before = np.asarray(model.gain.get_value())
     graph(X, Y)
     after = np.asarray(model.gain.get_value())
@@ -146,7 +147,7 @@ def test_what_build_assigns_under_amp_is_kept_exactly_where_it_is_not_cast():
             return loss, logits
 
     graph = Assign(model, amp="bfloat16")
-    graph._runner.optimizers[0].param_groups[0]["lr"] = 0.0
+    graph.optimizers[0].param_groups[0]["lr"] = 0.0
     model.gain.set_value(jnp.full((4,), 1.5 + 2**-12))
     graph(X, Y)
     np.testing.assert_allclose(model.gain.get_value(), 3.0 + 2**-12, rtol=1e-7)
@@ -257,7 +258,7 @@ def test_a_tiny_gradient_survives_float16_only_when_scaled():
 
         model = Net({})
         graph = Tiny(model, scaler)
-        graph._runner.optimizers[0].param_groups[0].update({"lr": 1e6, "momentum": 0.0})
+        graph.optimizers[0].param_groups[0].update({"lr": 1e6, "momentum": 0.0})
         before = np.asarray(model.gain.get_value())
         with pytest.warns(UserWarning, match="no loss depends on"):
             graph(tiny)

@@ -32,8 +32,8 @@ class Train(glr.Graph):
         super().__init__()
         self.model = Net()
         groups = [{"params": "**.bias", "lr_scale": 2.0}, {"params": ...}]
-        optimizer = glr.optim.AdamW(groups, lr=0.02)
-        self.add_optimizer(optimizer, lr_sch=StepLR(2, 0.5))
+        self.optimizers = [glr.optim.AdamW(groups, lr=0.02)]
+        self.add_optimizer(self.optimizers[0], lr_sch=StepLR(2, 0.5))
         for name, value in config.items():
             setattr(self.config, name, value)
 
@@ -126,7 +126,7 @@ def test_an_eval_graph_scans_too():
 def test_numbers_changed_between_scans_do_not_recompile():
     graph = Train()
     graph.scan(X, Y)
-    graph._runner.optimizers[0].scale_lr(0.0)
+    graph.optimizers[0].scale_lr(0.0)
     before = np.asarray(graph.model.head.kernel.get_value())
     graph.scan(X, Y)
     np.testing.assert_array_equal(graph.model.head.kernel.get_value(), before)

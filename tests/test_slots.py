@@ -61,7 +61,7 @@ def test_there_and_back(rules, labels):
 def test_names_say_parameter_and_slot():
     _, layout = state_of(adam("g", "h"), TWO)
     assert sorted(layout.keys()) == [
-        f"{path}.{slot}"
+        f"slots.{path}.{slot}"
         for path in PARAMS
         for slot in ("exp_avg", "exp_avg_sq", "steps")
     ]
@@ -70,7 +70,7 @@ def test_names_say_parameter_and_slot():
 def test_two_equal_states_in_a_chain_are_told_apart():
     chain = optax.chain(optax.trace(0.9), optax.trace(0.5))
     _, layout = state_of({"g": chain}, {"m.a": "g"})
-    assert list(layout.keys()) == ["m.a.trace", "m.a.trace_1"]
+    assert list(layout.keys()) == ["slots.m.a.trace", "slots.m.a.trace_1"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(ONE, TWO), (TWO, ONE)])
@@ -100,17 +100,20 @@ def test_a_number_that_a_group_shares():
     apart, two = state_of(rules, TWO)
     _, one = state_of(rules, ONE)
     named = two.named(apart)
-    assert named["m.a.count"] == named["m.c.count"] != named["m.b.count"]
+    assert named["slots.m.a.count"] == named["slots.m.c.count"]
+    assert named["slots.m.a.count"] != named["slots.m.b.count"]
     with pytest.raises(ValueError, match=r"count is one number.*m\.a has.*m\.b have"):
         one.flat(named, None)
-    named["m.b.count"] = named["m.a.count"]
-    assert one.named(one.flat(named, None))["m.b.count"] == named["m.a.count"]
+    named["slots.m.b.count"] = named["slots.m.a.count"]
+    assert (
+        one.named(one.flat(named, None))["slots.m.b.count"] == named["slots.m.a.count"]
+    )
 
 
 def test_a_slot_of_another_shape_is_refused():
     """A model of another width must not get the old one's moments."""
     leaves, layout = state_of(adam("g"), {"m.a": "g"})
-    named = {**layout.named(leaves), "m.a.exp_avg": jnp.ones(7)}
+    named = {**layout.named(leaves), "slots.m.a.exp_avg": jnp.ones(7)}
     with pytest.raises(ValueError, match=r"m\.a\.exp_avg"):
         layout.flat(named, leaves)
 

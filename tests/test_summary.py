@@ -7,6 +7,7 @@ from flax import nnx
 import graphlr as glr
 from graphlr.modules import Modules
 from graphlr.optim import SGD, Adam, lr_scheduler
+from graphlr.optimizers import Optimizers
 from graphlr.summary import groups_rows, html_table, modules_tree, table
 
 
@@ -19,7 +20,7 @@ MODULES = Modules(ATTRIBUTES)
 
 
 def groups_text(modules, optimizers):
-    return table(groups_rows(modules, optimizers))
+    return table(groups_rows(modules, Optimizers(optimizers)))
 
 
 def rows(*optimizers):
@@ -98,9 +99,9 @@ class Train(glr.Graph):
     def __init__(self):
         super().__init__()
         self.net = linear()
-        self.add_optimizer(
-            SGD([{"params": "kernel"}, {"params": "bias", "name": "<b>"}])
-        )
+        optimizer = SGD([{"params": "kernel"}, {"params": "bias", "name": "<b>"}])
+        self.groups = optimizer.param_groups
+        self.add_optimizer(optimizer)
         self.config.skip_nonfinite = True
 
     def build(self, x, mode="mean"):
@@ -137,7 +138,7 @@ def test_a_notebook_shows_the_same():
 
 def test_a_fault_is_shown_and_does_not_raise():
     graph = Train()
-    graph._runner.optimizers[0].param_groups[0]["params"] = "krenel"
+    graph.groups[0]["params"] = "krenel"
     assert "'krenel' matches no parameter" in str(graph)
     assert "&#x27;krenel&#x27; matches no parameter" in graph._repr_html_()
 

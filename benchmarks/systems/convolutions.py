@@ -11,7 +11,7 @@ from jax import lax
 
 import graphlr as glr
 from benchmarks.systems import Step
-from graphlr.program import compiler_options
+from graphlr.runtime import compiler_options
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

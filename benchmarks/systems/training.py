@@ -15,7 +15,7 @@ from flax import nnx
 
 import graphlr as glr
 from benchmarks.systems import Step
-from graphlr.program import compiler_options
+from graphlr.runtime import compiler_options
 
 LR, MOMENTUM = 0.01, 0.9
 

@@ -14,7 +14,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from graphlr import keys
 from graphlr.groups import ParamGroup, ParamGroups, listing, unknown_key
+from graphlr.optim.adoption import SlotPlan, moved_slots, plan_slots
 from graphlr.optim.as_optax import GroupsState as GroupsState
 from graphlr.optim.as_optax import as_optax
 from graphlr.optim.as_optax import lr_of as lr_of
@@ -31,9 +33,9 @@ from graphlr.optim.compiled import (
     unpack,
 )
 from graphlr.optim.lr_scheduler import Schedule, as_schedule
-from graphlr.optim.slots import Layout
+from graphlr.optim.slots import Held
 from graphlr.optim.values import COMMON, at_step, check_number, check_value
-from graphlr.signature import wide
+from graphlr.runtime import wide
 
 
 class Optimizer:
@@ -118,10 +120,8 @@ class Optimizer:
         }
         self.param_groups = ParamGroups()
         self.lr_sch: Schedule | None = None
-        self.layout: Layout | None = None
-        self.slots: list[jax.Array] = []
-        self.trained: dict[str, nnx.Variable] = {}  # whose slots, by path
-        self.step = 0
+        self.held = Held()
+        self.adopted: SlotPlan | None = None  # what the slots are for
         self._rules: list[Rule] = []
         self._changes = self._structures = 0
         self._cache: dict[str, Any] = {}
@@ -271,28 +271,34 @@ class Optimizer:
     @property
     def step(self) -> int:
         """Updates applied so far; what schedules count."""
-        if self._step is None:
-            self._step = int(self.counter)
-        return self._step
+        return self.held.step
 
     @step.setter
     def step(self, step: int) -> None:
-        self._step: int | None = step
-        self.counter = jnp.asarray(step, jnp.int32)
+        self.held.step = step
 
-    def advance(
-        self, slots: list[jax.Array], counter: jax.Array, updates: int | None = 1
-    ) -> None:
-        """Take over the slots and the counter after more updates.
+    def plan_slots(
+        self, labels: Mapping[str, str], variables: Mapping[str, nnx.Variable]
+    ) -> SlotPlan:
+        """The slots that training `variables` takes; changes nothing.
 
         Args:
-            slots: The new ones.
-            counter: Updates already applied, int32[].
-            updates: How many more; None where only the device knows.
+            labels: `{path: group}` of what is trained.
+            variables: The same parameters, by path.
         """
-        self._step = None if updates is None else self.step + updates
-        self.slots = slots
-        self.counter = counter
+        plan = plan_slots(self.specs, self.numbers, labels, variables)
+        known = self.adopted
+        return known if known is not None and plan.same_as(known) else plan
+
+    def slots_for(self, plan: SlotPlan) -> list[jax.Array]:
+        """The slots for `plan`: what goes on keeps its own; changes nothing."""
+        if plan is self.adopted:
+            return self.held.slots
+        return moved_slots(self.held.slots, self.adopted, plan, self.numbers)
+
+    def adopt(self, plan: SlotPlan, slots: list[jax.Array]) -> None:
+        """Train what `plan` is for from now on, with `slots`."""
+        self.held.slots, self.adopted = slots, plan
 
     @property
     def version(self) -> tuple[Any, ...]:
@@ -391,7 +397,8 @@ class Optimizer:
 def _signature(rule: Rule, lr: float) -> inspect.Signature:
     """`(params, lr, *hyperparameters of the rule, *, keys of every group)`."""
     kind = inspect.Parameter
-    clash = {"params", "name", "optimizer", *COMMON} & set(hyperparameters(rule))
+    taken = {"params", "name", "optimizer", keys.MEMBERS, *COMMON}
+    clash = taken & set(hyperparameters(rule))
     if clash:
         raise TypeError(f"a rule can't have a parameter {clash.pop()!r}: groups do")
     own = [

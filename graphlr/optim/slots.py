@@ -2,12 +2,13 @@
 
 Inside the step the state is whatever pytree optax made; across the jit boundary it is
 the list of its leaves. To be saved, and to survive groups that are cut differently, it
-is a dict by parameter: `model.head.kernel.exp_avg`. A leaf that a whole group shares
-(the count of an optax transformation) is written once for each of its parameters.
+is a dict by parameter: `slots.model.head.kernel.exp_avg`. A leaf that a whole group
+shares (the count of an optax transformation) is written for each of its parameters.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graphlr import keys
 from graphlr.groups import listing
+
+
+class Held:
+    """What an optimizer holds between two steps: its slots and its count of updates.
+
+    Attributes:
+        slots: The leaves of its state.
+        counter: Updates already applied, int32[]; schedules count it.
+
+    Example:
+        >>> held = Held([jnp.zeros(2)])
+        >>> held.advance([jnp.ones(2)], jnp.int32(1), updates=1)
+        >>> held.slots, held.step
+        ([Array([1., 1.], dtype=float32)], 1)
+    """
+
+    def __init__(self, slots: Sequence[jax.Array] = (), step: int = 0) -> None:
+        self.slots = list(slots)
+        self.step = step
+
+    @property
+    def step(self) -> int:
+        """The counter on the host; waits for the device where only it knows."""
+        if self._step is None:
+            self._step = int(self.counter)
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step: int | None = step
+        self.counter = jnp.asarray(step, jnp.int32)
+
+    def with_slots(self, slots: list[jax.Array]) -> Held:
+        """The same count with other slots."""
+        other = copy.copy(self)
+        other.slots = slots
+        return other
+
+    def advance(
+        self, slots: list[jax.Array], counter: jax.Array, updates: int | None
+    ) -> None:
+        """Take over the slots and the counter after more updates.
+
+        Args:
+            slots: The new ones.
+            counter: Updates already applied, int32[].
+            updates: How many more; None where only the device knows.
+        """
+        self._step = None if updates is None else self.step + updates
+        self.slots = slots
+        self.counter = counter
 
 
 class Slot(NamedTuple):
@@ -35,8 +88,8 @@ class Slot(NamedTuple):
 
     @property
     def keys(self) -> list[str]:
-        """Its keys in a named state."""
-        return [f"{path}.{self.name}" for path in self.paths]
+        """Its keys in a saved state."""
+        return [keys.slot(path, self.name) for path in self.paths]
 
 
 class Layout(NamedTuple):
@@ -55,7 +108,7 @@ class Layout(NamedTuple):
     def named(
         self, arrays: Sequence[jax.Array], paths: Mapping[str, str] | None = None
     ) -> dict[str, jax.Array]:
-        """The state by parameter: `{"model.head.kernel.exp_avg": array}`.
+        """The state by parameter: `{"slots.model.head.kernel.exp_avg": array}`.
 
         Args:
             arrays: The leaves.
@@ -67,7 +120,7 @@ class Layout(NamedTuple):
                 if paths is None or path in paths:
                     name = paths[path] if paths else path
                     value = array[i] if slot.kind == "each" else array
-                    named[f"{name}.{slot.name}"] = value
+                    named[keys.slot(name, slot.name)] = value
         return named
 
     def keys(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -118,13 +171,13 @@ def layout_of(state: Any, labels: Mapping[str, str]) -> Layout:
         >>> tx = optax.multi_transform({"g": optax.adam(0.1)}, {"m.w": "g"})
         >>> layout = layout_of(tx.init({"m.w": jnp.ones(2)}), {"m.w": "g"})
         >>> list(layout.keys())
-        ['m.w.count', 'm.w.mu', 'm.w.nu']
+        ['slots.m.w.count', 'slots.m.w.mu', 'slots.m.w.nu']
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(state)
     seen: Counter[tuple[str, str]] = Counter()
     slots, types = [], []
-    for keys, leaf in leaves:
-        slot = _slot(keys, labels)
+    for path, leaf in leaves:
+        slot = _slot(path, labels)
         times = max(seen[key, ""] for key in slot.keys) if slot.keys else 0
         seen.update((key, "") for key in slot.keys)
         slots.append(slot._replace(name=f"{slot.name}_{times}") if times else slot)

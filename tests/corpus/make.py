@@ -108,7 +108,9 @@ def steps(graph: Any, count: int) -> np.ndarray:
 
 def save(path: Path, graph: Any) -> None:
     """The state of `graph` as a file."""
-    np.savez_compressed(path, **{k: np.asarray(v) for k, v in graph.state_dict().items()})
+    np.savez_compressed(
+        path, **{k: np.asarray(v) for k, v in graph.state_dict().items()}
+    )
 
 
 def write(folder: Path) -> None:
