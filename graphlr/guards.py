@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Mapping, Sequence
 from types import FrameType
 
 import jax
@@ -27,24 +26,32 @@ one_at_a_time = threading.RLock()
 _set_handler = sys.modules.get("_signal", signal).signal
 
 
-@contextmanager
-def hold_interrupts() -> Iterator[None]:
+def hold_interrupts() -> _Holding:
     """Hold Ctrl-C back until a step's results are written, then let it through.
 
     Between the call that donates the old buffers and the write of the new ones an
     exception would leave Variables without arrays.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python gives signals to the main thread only
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    handler = _set_handler(signal.SIGINT, lambda *signalled: held.append(signalled))
-    try:
-        yield
-    finally:
-        _set_handler(signal.SIGINT, handler)
-        if held and callable(handler):
-            handler(*held[0])
+    return _Holding()
+
+
+class _Holding:  # as a generator with @contextmanager it would take twice the time
+    def __enter__(self) -> None:
+        self._held: list[tuple[int, FrameType | None]] = []
+        # Python gives signals to the main thread only, and lets it alone set handlers.
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            note = self._held.append
+            self._handler = _set_handler(
+                signal.SIGINT, lambda *signalled: note(signalled)
+            )
+
+    def __exit__(self, *error: object) -> None:
+        if not self._main:
+            return
+        _set_handler(signal.SIGINT, self._handler)
+        if self._held and callable(self._handler):
+            self._handler(*self._held[0])
 
 
 def check_not_lost(arrays: Iterable[jax.Array], error: Exception) -> None:

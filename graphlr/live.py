@@ -68,8 +68,10 @@ dtype=int32))])
             OptimizerState(unshared(list(h.slots)), *unshared([h.counter]))
             for h in self.held
         ]
-        leaves, structure = jax.tree.flatten(self.carried)
-        carried = jax.tree.unflatten(structure, unshared(leaves))
+        carried = self.carried
+        if any(carried):
+            leaves, structure = jax.tree.flatten(carried)
+            carried = jax.tree.unflatten(structure, unshared(leaves))
         return State(unshared(read(self.trained)), optimizers, carried)
 
     def inputs(self, numbers: Numbers, batch: Batch) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -118,14 +119,14 @@ class Optimizers(Sequence[Optimizer]):
         return [optimizer.specs for optimizer in self]
 
     @property
-    def version(self) -> Hashable:
+    def version(self) -> Sequence[Hashable]:
         """Differs after any change of any group."""
-        return tuple(optimizer.version for optimizer in self)
+        return [optimizer.version for optimizer in self._all]
 
     @property
     def numbers(self) -> list[jax.Array]:
         """The live numbers of each optimizer."""
-        return [optimizer.numbers for optimizer in self]
+        return [optimizer.numbers for optimizer in self._all]
 
     @property
     def held(self) -> list[Held]:
@@ -148,10 +149,7 @@ class Optimizers(Sequence[Optimizer]):
 
     def have_adopted(self, plans: Sequence[SlotPlan]) -> bool:
         """Whether each still holds the slots of its plan."""
-        return all(
-            optimizer.adopted is plan
-            for optimizer, plan in zip(self, plans, strict=True)
-        )
+        return all(map(operator.is_, (o.adopted for o in self._all), plans))
 
     @overload
     def __getitem__(self, index: int) -> Optimizer: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -80,7 +80,7 @@ class Runner:
             None
         )
         self._skips = SkipWatch()
-        self._version: Hashable = None
+        self._version: Sequence[Hashable] | None = None
         self._why = _FIRST
 
     @property
