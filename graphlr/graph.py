@@ -14,22 +14,23 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from graphlr import export as exports
-from graphlr import state as states
-from graphlr import summary
-from graphlr.compiles import Compiles
-from graphlr.config import Config
-from graphlr.guards import one_at_a_time
-from graphlr.loops import stacked
-from graphlr.losses import Definition, Losses
+from graphlr.engine.compiles import Compiles
+from graphlr.engine.guards import one_at_a_time
+from graphlr.engine.program import cost_of
+from graphlr.engine.runner import Runner
+from graphlr.export import saving as exports
+from graphlr.export.batch_sizes import Request
 from graphlr.optim.optimizer import Optimizer
-from graphlr.precision import GradScaler, Scaler, StaticGradScaler
-from graphlr.program import cost_of
-from graphlr.runner import Runner
+from graphlr.precision.scalers import GradScaler, Scaler, StaticGradScaler
+from graphlr.report import summary
 from graphlr.runtime import jitting_is_off
-from graphlr.signature import Build
-from graphlr.state import Loaded, Owned
-from graphlr.types import STATS
+from graphlr.state import state_dict as states
+from graphlr.state.state_dict import Loaded, Owned
+from graphlr.step.config import Config
+from graphlr.step.loops import stacked
+from graphlr.step.losses import Definition, Losses
+from graphlr.step.signature import Build
+from graphlr.step.types import STATS
 
 # Where a graph keeps its own two things: names that Python makes of `self.__runner` and
 # `self.__losses`, so that no attribute of a user's can be in their way.
@@ -255,7 +256,7 @@ class Graph:
             kwargs: Likewise.
         """
         with one_at_a_time:
-            request = exports.Request(self.__runner, self.__definition, args, kwargs)
+            request = Request(self.__runner, self.__definition, args, kwargs)
             exports.save(request, path, symbolic=symbolic, platforms=platforms)
 
     def debug(self, level: int = 1) -> None:

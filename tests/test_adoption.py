@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from graphlr.modules import Modules
+from graphlr.modules.tree import Modules
 from graphlr.optim import Adam
 
 

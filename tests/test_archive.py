@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from graphlr import archive
-from graphlr.archive import ArchiveError
+from graphlr.state import archive
+from graphlr.state.archive import ArchiveError
 
 PARTS = {"text": b"hello", "empty": b"", "numbers.npy": archive.pack(np.arange(100.0))}
 

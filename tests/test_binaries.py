@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr import binaries
+from graphlr.export import binaries
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32)

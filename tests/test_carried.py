@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from graphlr.carried import (
+from graphlr.precision.scalers import GradScaler, StaticGradScaler
+from graphlr.step.carried import (
     Averages,
     Carried,
     after_check,
@@ -12,8 +13,7 @@ from graphlr.carried import (
     moved,
     start,
 )
-from graphlr.config import Config
-from graphlr.precision import GradScaler, StaticGradScaler
+from graphlr.step.config import Config
 
 PARAMS = {"m.w": jnp.ones(2), "m.b": jnp.zeros(1)}
 

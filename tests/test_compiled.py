@@ -11,7 +11,7 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.optim import lr_scheduler
-from graphlr.optim.compiled import group_lr, pack, transform, unpack
+from graphlr.optim.traced import group_lr, pack, transform, unpack
 
 
 def make(kind=glr.optim.AdamW, **keys):

@@ -1,6 +1,6 @@
 """The books of compilations."""
 
-from graphlr.compiles import Compile, Compiles
+from graphlr.engine.compiles import Compile, Compiles
 
 
 def test_books_of_compilations():

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.config import Config
+from graphlr.step.config import Config
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr import data
-from graphlr.data import Dataset, Images, cifar10, digits
+from graphlr.data.cifar10 import cifar10
+from graphlr.data.digits import digits
+from graphlr.data.images import Dataset, Images
 
 NAME = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"

@@ -16,8 +16,9 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr import archive
-from graphlr.export import ExportError, load
+from graphlr.export.batch_sizes import ExportError
+from graphlr.export.exported import load
+from graphlr.state import archive
 
 DRAW = np.random.default_rng(0)
 IMAGE = DRAW.normal(size=(8, 12, 12, 3)).astype(np.float32)

@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr import archive
 from graphlr.optim import lr_scheduler
+from graphlr.state import archive
 
 
 class Net(nnx.Module):

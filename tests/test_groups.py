@@ -7,8 +7,10 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.groups import Param, ParamGroup, label_params
-from graphlr.modules import Modules
+from graphlr.groups.group import ParamGroup
+from graphlr.groups.labels import label_params
+from graphlr.groups.paths import Param
+from graphlr.modules.tree import Modules
 
 
 class Block(nnx.Module):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.guards import check_not_lost, hold_interrupts
+from graphlr.engine.guards import check_not_lost, hold_interrupts
 
 
 def test_lost_buffers_are_told():

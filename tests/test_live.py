@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.carried import Carried, Skips
-from graphlr.live import Live
+from graphlr.engine.live import Live
 from graphlr.optim.slots import Held
-from graphlr.signature import Signature
-from graphlr.types import Found, OptimizerState, Report, Results, State
+from graphlr.step.carried import Carried, Skips
+from graphlr.step.signature import Signature
+from graphlr.step.types import Found, OptimizerState, Report, Results, State
 
 X = np.ones((4, 2), np.float32)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from graphlr import modules
-from graphlr.modules import Modules, read, unshared, write
+from graphlr.modules import tree as modules
+from graphlr.modules.tree import Modules
+from graphlr.modules.variables import read, unshared, write
 
 
 def linear(x=2, y=2):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.export import ExportError
+from graphlr.export.batch_sizes import ExportError
 
 DRAW = np.random.default_rng(0)
 IMAGE = DRAW.normal(size=(4, 32, 32, 3)).astype(np.float32)

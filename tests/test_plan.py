@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from graphlr.optim import SGD, Adam
-from graphlr.plan import check_unchanged, make_plan
+from graphlr.step.plan import check_unchanged, make_plan
 
 
 class Net(nnx.Module):

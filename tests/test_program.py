@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graphlr.carried import Carried
-from graphlr.plan import make_plan
-from graphlr.program import OtherTypesError, compile_step, cost_of
-from graphlr.signature import Signature
-from graphlr.types import Found, Inputs, Report, Results, State
+from graphlr.engine.program import OtherTypesError, compile_step, cost_of
+from graphlr.step.carried import Carried
+from graphlr.step.plan import make_plan
+from graphlr.step.signature import Signature
+from graphlr.step.types import Found, Inputs, Report, Results, State
 
 NOTHING = State([], [], Carried())
 

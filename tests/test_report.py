@@ -11,13 +11,10 @@ from rich.console import Console
 
 from graphlr.optim import SGD
 from graphlr.optim.lr_scheduler import ConstantLR, CosineDecayLR, StepLR
-from graphlr.report import (
-    History,
-    StepProgress,
-    plot_history,
-    plot_lr,
-    stats_table,
-)
+from graphlr.report.history import History
+from graphlr.report.plots import plot_history, plot_lr
+from graphlr.report.progress import StepProgress
+from graphlr.report.tables import stats_table
 
 
 def history(steps=3, **groups):

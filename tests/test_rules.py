@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import graphlr as glr
-from graphlr.optim.values import COMMON
+from graphlr.optim.group_keys import COMMON
 
 # torch 2.13, without what concerns its kernels (foreach, fused, capturable, ...)
 TORCH = {

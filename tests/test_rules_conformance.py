@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.optim.compiled import hyperparameters
+from graphlr.optim.traced import hyperparameters
 
 RULES = {  # hyperparameters that use every part of the formula
     "SGD": {"lr": 0.5, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01},

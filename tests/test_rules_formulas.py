@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.optim.values import COMMON
+from graphlr.optim.group_keys import COMMON
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 3))

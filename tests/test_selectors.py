@@ -5,8 +5,9 @@ import re
 import pytest
 from flax import nnx
 
-from graphlr.modules import Modules
-from graphlr.selectors import Selector, listing, unknown_key
+from graphlr.groups.selectors import Selector
+from graphlr.messages import listing, unknown_key
+from graphlr.modules.tree import Modules
 
 
 class Block(nnx.Module):

@@ -10,7 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
-from graphlr.signature import Constant, check_range, index_limits, read, registered
+from graphlr.step.indices import check_range, index_limits
+from graphlr.step.signature import Constant, read, registered
 
 
 def build(image, label=None, *rest, flag=False, **named):

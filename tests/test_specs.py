@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.export import ExportError, load
+from graphlr.export.batch_sizes import ExportError
+from graphlr.export.exported import load
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 

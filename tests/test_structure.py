@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from graphlr.structure import Array, describe, fill, nodes, take
+from graphlr.export.structure import Array, describe, fill, nodes, take
 
 
 class Scores(NamedTuple):

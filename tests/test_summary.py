@@ -5,10 +5,10 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.modules import Modules
+from graphlr.engine.optimizers import Optimizers
+from graphlr.modules.tree import Modules
 from graphlr.optim import SGD, Adam, lr_scheduler
-from graphlr.optimizers import Optimizers
-from graphlr.summary import groups_rows, html_table, modules_tree, table
+from graphlr.report.summary import groups_rows, html_table, modules_tree, table
 
 
 def linear():

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from graphlr.optim.group_keys import COMMON, check_number, check_value
 from graphlr.optim.lr_scheduler import StepLR, TableLR
-from graphlr.optim.values import COMMON, check_number, check_value
 
 
 @pytest.mark.parametrize("value", [1, 1.0, np.float32(1), np.array(1.0), jnp.ones(())])

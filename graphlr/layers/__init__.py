@@ -5,6 +5,7 @@ both.
 """
 
 from graphlr.layers.batch_norm import BatchNorm
-from graphlr.layers.conv import Conv, conv_general_dilated, depthwise_conv
+from graphlr.layers.conv import Conv, conv_general_dilated
+from graphlr.layers.depthwise import depthwise_conv
 
 __all__ = ["BatchNorm", "Conv", "conv_general_dilated", "depthwise_conv"]

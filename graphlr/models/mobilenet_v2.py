@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jax import core
 
-from graphlr.layers import BatchNorm, Conv
+from graphlr.layers.batch_norm import BatchNorm
+from graphlr.layers.conv import Conv
 
 __all__ = ["MobileNetV2", "mobilenet_v2"]
 

@@ -15,9 +15,9 @@ import optax
 from flax import nnx
 from jax.extend.core import Literal
 
-from graphlr.modules import as_arrays
-from graphlr.optim.compiled import GroupSpec, transform, unpack
+from graphlr.modules.variables import as_arrays
 from graphlr.optim.slots import Layout, layout_of
+from graphlr.optim.traced import GroupSpec, transform, unpack
 
 
 class SlotPlan(NamedTuple):

@@ -18,15 +18,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from graphlr.groups import (
-    Param,
-    ParamGroup,
-    dotted,
-    label_params,
-    listing,
-    unknown_key,
-)
-from graphlr.optim.compiled import GroupSpec, Values, group_lr, transform
+from graphlr.groups.group import ParamGroup
+from graphlr.groups.labels import label_params
+from graphlr.groups.paths import Param, dotted
+from graphlr.messages import listing, unknown_key
+from graphlr.optim.traced import GroupSpec, Values, group_lr, transform
 
 
 class GroupsState(NamedTuple):

@@ -15,12 +15,16 @@ import optax
 from flax import nnx
 
 from graphlr import keys
-from graphlr.groups import ParamGroup, ParamGroups, listing, unknown_key
+from graphlr.groups.group import ParamGroup, ParamGroups
+from graphlr.messages import listing, unknown_key
 from graphlr.optim.adoption import SlotPlan, moved_slots, plan_slots
 from graphlr.optim.as_optax import GroupsState as GroupsState
 from graphlr.optim.as_optax import as_optax
 from graphlr.optim.as_optax import lr_of as lr_of
-from graphlr.optim.compiled import (
+from graphlr.optim.group_keys import COMMON, at_step, check_number, check_value
+from graphlr.optim.lr_scheduler.base import Schedule, as_schedule
+from graphlr.optim.slots import Held
+from graphlr.optim.traced import (
     REQUIRED,
     GroupSpec,
     Rule,
@@ -32,9 +36,6 @@ from graphlr.optim.compiled import (
     takes_lr,
     unpack,
 )
-from graphlr.optim.lr_scheduler import Schedule, as_schedule
-from graphlr.optim.slots import Held
-from graphlr.optim.values import COMMON, at_step, check_number, check_value
 from graphlr.runtime import wide
 
 

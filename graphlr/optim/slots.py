@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from graphlr import keys
-from graphlr.groups import listing
+from graphlr.messages import listing
 
 
 class Held:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import optax
 
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.transforms import (
-    Number,
-    ascend,
+from graphlr.optim.transforms.adam import (
     scale_by_adam,
     scale_by_adamax,
     scale_by_lazy_adam,
     scale_by_nadam,
     scale_by_radam,
-    scale_by_trust_ratio,
 )
+from graphlr.optim.transforms.gradients import ascend
+from graphlr.optim.transforms.leaves import Number
+from graphlr.optim.transforms.momentum import scale_by_trust_ratio
 
 
 def _decayed(

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import optax
 
-from graphlr.optim.compiled import is_off
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.transforms import (
-    Number,
-    ascend,
-    factored,
-    scale_by_momentum,
-    scale_by_rms,
-    scale_by_sum,
-)
+from graphlr.optim.traced import is_off
+from graphlr.optim.transforms.adaptive import factored, scale_by_rms, scale_by_sum
+from graphlr.optim.transforms.gradients import ascend
+from graphlr.optim.transforms.leaves import Number
+from graphlr.optim.transforms.momentum import scale_by_momentum
 
 
 class Adagrad(Optimizer, lr=1e-2):

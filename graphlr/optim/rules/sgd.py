@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import optax
 
-from graphlr.optim.compiled import is_off
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.transforms import (
-    Number,
-    ascend,
+from graphlr.optim.traced import is_off
+from graphlr.optim.transforms.gradients import ascend
+from graphlr.optim.transforms.leaves import Number
+from graphlr.optim.transforms.momentum import (
     averaged_sgd,
     scale_by_layer_rate,
     scale_by_momentum,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import optax
 
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.transforms import (
-    Number,
-    ascend,
+from graphlr.optim.transforms.gradients import ascend
+from graphlr.optim.transforms.leaves import Number
+from graphlr.optim.transforms.sign import (
     resilient,
     scale_by_lion,
     scale_by_muon,

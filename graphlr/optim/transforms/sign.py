@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from graphlr.groups import listing
+from graphlr.messages import listing
 from graphlr.optim.transforms.gradients import norm
 from graphlr.optim.transforms.leaves import Number, per_leaf
 

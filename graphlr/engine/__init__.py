@@ -1,0 +1,1 @@
+"""How a step is run without losing anything: what has an effect is here."""

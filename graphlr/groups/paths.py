@@ -1,0 +1,42 @@
+"""What a parameter is called: dotted paths, and places inside modules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+PathParts = tuple[str | int, ...]
+Place = tuple[Any, ...]  # where a module is, as nnx.iter_graph says it
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """A parameter as selectors see it.
+
+    Attributes:
+        path: Dotted path with the graph's attribute in front,
+            `model.features.0.kernel`.
+        inner: The same path as a tuple, inside the module that the graph holds,
+            `("features", 0, "kernel")`: what nnx filters and predicates are given.
+        value: The `nnx.Variable`, or the array of a plain pytree.
+    """
+
+    path: str
+    inner: PathParts
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """Dotted path inside the module, `features.0.kernel`."""
+        return dotted(self.inner)
+
+
+def dotted(parts: Iterable[Any]) -> str:
+    """Join path parts with dots.
+
+    Example:
+        >>> dotted(("features", 0, "kernel"))
+        'features.0.kernel'
+    """
+    return ".".join(map(str, parts))

@@ -1,0 +1,1 @@
+"""Where a model's arrays are: all that is known of flax's insides."""

@@ -1,0 +1,1 @@
+"""What is saved: a graph's state as a flat dict, files of checked parts."""

@@ -1,0 +1,1 @@
+"""What one step computes: pure functions, without time, disk, screen or signals."""
