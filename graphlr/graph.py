@@ -18,14 +18,21 @@ from graphlr.engine.compiles import Compiles
 from graphlr.engine.guards import one_at_a_time
 from graphlr.engine.program import cost_of
 from graphlr.engine.runner import Runner
-from graphlr.export import saving as exports
+from graphlr.export import saving
 from graphlr.export.batch_sizes import Request
 from graphlr.optim.optimizer import Optimizer
 from graphlr.precision.scalers import GradScaler, Scaler, StaticGradScaler
 from graphlr.report import summary
 from graphlr.runtime import jitting_is_off
-from graphlr.state import state_dict as states
-from graphlr.state.state_dict import Loaded, Owned
+from graphlr.state.state_dict import (
+    Loaded,
+    Owned,
+    check_state,
+    ema_state,
+    loading_groups,
+    state_dict,
+    store_state,
+)
 from graphlr.step.config import Config
 from graphlr.step.loops import stacked
 from graphlr.step.losses import Definition, Losses
@@ -240,7 +247,7 @@ class Graph:
         /,
         *args: Any,
         symbolic: bool | None = None,
-        platforms: Sequence[str] = exports.PLATFORMS,
+        platforms: Sequence[str] = saving.PLATFORMS,
         **kwargs: Any,
     ) -> None:
         """Write the step and its state as a file that needs no Python code of a model.
@@ -257,7 +264,7 @@ class Graph:
         """
         with one_at_a_time:
             request = Request(self.__runner, self.__definition, args, kwargs)
-            exports.save(request, path, symbolic=symbolic, platforms=platforms)
+            saving.save(request, path, symbolic=symbolic, platforms=platforms)
 
     def debug(self, level: int = 1) -> None:
         """Print what is compiled, from now on.
@@ -283,7 +290,7 @@ class Graph:
         (`scaler.scale`) and `step`. Safe to keep while training goes on.
         """
         with one_at_a_time:
-            return states.state_dict(self.__owned())
+            return state_dict(self.__owned())
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Loaded:
         """Take over what `state_dict` gave, at any time.
@@ -310,12 +317,12 @@ class Graph:
                 "np.load('state.npz') for a file"
             )
         runner = self.__runner
-        with one_at_a_time, states.loading_groups(state, runner.optimizers):
+        with one_at_a_time, loading_groups(state, runner.optimizers):
             owned = self.__owned()
-            checked = states.check(state, owned, strict=strict)
+            checked = check_state(state, owned, strict=strict)
             if owned.plan is not runner.plan:
                 runner.adopt(owned.plan)
-            states.store(checked, owned.plan, runner.live)
+            store_state(checked, owned.plan, runner.live)
             return checked.loaded
 
     # --- what a user reads ---
@@ -365,7 +372,7 @@ class Graph:
         if self.config.ema_decay is None:
             raise RuntimeError("graph.ema_state needs config.ema_decay = 0.999")
         with one_at_a_time:
-            return states.ema_state(self.__owned())
+            return ema_state(self.__owned())
 
     @property
     def group_stats(self) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from jax.core import Tracer
 _platform = jax.make_user_context(None)
 
 
-def settled(arrays: Any) -> AbstractContextManager[None]:
+def for_platform_of(arrays: Any) -> AbstractContextManager[None]:
     """Within it, what is traced is for the platform that `arrays` are on.
 
     `by_platform` then traces one form instead of both, which takes MobileNetV2's step a
@@ -25,7 +25,7 @@ def settled(arrays: Any) -> AbstractContextManager[None]:
         >>> import jax.numpy as jnp
         >>> def double(x):
         ...     return by_platform(x, cpu=lambda x: x + x, default=lambda x: 2 * x)
-        >>> with settled(jnp.ones(2, device=jax.devices("cpu")[0])):
+        >>> with for_platform_of(jnp.ones(2, device=jax.devices("cpu")[0])):
         ...     print(jax.make_jaxpr(double)(1.0))
         { lambda ; a:f32[]. let b:f32[] = add a a in (b,) }
     """
@@ -43,8 +43,8 @@ def by_platform(
 ) -> Any:
     """`cpu(*arrays)` on CPU and `default(*arrays)` elsewhere.
 
-    Within `settled` the choice is made now, and otherwise when the program is lowered:
-    one that is exported for another platform has its form too.
+    Within `for_platform_of` the choice is made now, and otherwise when the program is
+    lowered: one that is exported for another platform has its form too.
 
     Args:
         arrays: Arrays or trees of them, of any shape and dtype.

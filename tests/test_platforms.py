@@ -8,7 +8,7 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.layers import Conv
-from graphlr.platforms import by_platform, ordered_on_cpu, settled
+from graphlr.platforms import by_platform, for_platform_of, ordered_on_cpu
 
 
 def sine_on_cpu(x):
@@ -37,14 +37,14 @@ def test_chosen_when_lowered(platform, form):
 
 def test_chosen_when_traced_for_the_arrays_platform():
     assert "cond" in primitives(sine_on_cpu, 1.0)
-    with settled({"x": jnp.ones(2, device=jax.devices("cpu")[0])}):
+    with for_platform_of({"x": jnp.ones(2, device=jax.devices("cpu")[0])}):
         assert primitives(sine_on_cpu, 1.0).count("sin") == 1
         assert "cos" not in primitives(sine_on_cpu, 1.0)
     assert "cond" in primitives(sine_on_cpu, 1.0)
 
 
 def test_arrays_of_the_host_settle_nothing():
-    with settled([np.ones(2), 3]):
+    with for_platform_of([np.ones(2), 3]):
         assert "cond" in primitives(sine_on_cpu, 1.0)
 
 
@@ -52,7 +52,7 @@ def test_a_choice_is_not_remembered():
     """Layers are traced once for each shape, but again for another platform."""
     conv = Conv(4, 4, (3, 3), padding=1, feature_group_count=4, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 5, 5, 4))
-    with settled(x):
+    with for_platform_of(x):
         assert "conv_general_dilated" not in primitives(conv, x)
     assert "conv_general_dilated" in primitives(conv, x)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 
 from graphlr.engine.guards import check_constants
-from graphlr.platforms import settled
+from graphlr.platforms import for_platform_of
 from graphlr.runtime import cache_use, compiler_options, garbage_collection_off
 from graphlr.step.indices import index_limits
 from graphlr.step.plan import Plan
@@ -114,7 +114,7 @@ def compile_step(
     """
     start = time.perf_counter()
     jitted = jax.jit(step, donate_argnums=(0,) if donate else ())
-    with garbage_collection_off(), settled((state, inputs)):
+    with garbage_collection_off(), for_platform_of((state, inputs)):
         made = trace_step(lambda: jitted.trace(state, inputs), plan, state, inputs)
         lowered = made.traced.lower()
     middle = time.perf_counter()

@@ -25,17 +25,16 @@ from graphlr.engine.optimizers import Optimizers
 from graphlr.engine.program import OtherTypesError, Program, compile_step
 from graphlr.engine.skips import SkipWatch, why_skipped
 from graphlr.modules.variables import as_arrays
-from graphlr.platforms import settled
+from graphlr.platforms import for_platform_of
 from graphlr.precision.scalers import Scaler
 from graphlr.runtime import garbage_collection_off
 from graphlr.step import carried
-from graphlr.step import signature as arguments
 from graphlr.step.carried import Carried
 from graphlr.step.config import Config
 from graphlr.step.loops import scanned
 from graphlr.step.losses import Definition
 from graphlr.step.plan import Plan, check_unchanged, make_plan
-from graphlr.step.signature import Signature
+from graphlr.step.signature import Signature, check_against, read_arguments
 from graphlr.step.step import make_step
 from graphlr.step.types import Batch, Report, Step
 
@@ -243,7 +242,7 @@ class Runner:
         if not self.programs:
             return self._why
         last, length = list(self.programs)[-1]
-        arguments.check_against(signature, last, definition.build)
+        check_against(signature, last, definition.build)
         if steps != length:
             return f"{steps} steps in one run" if steps else "one step in a run"
         return signature.difference(last, definition.build)
@@ -263,14 +262,14 @@ class Runner:
         plan = self.ready(definition)
         if not (args or kwargs) and self.programs:
             return list(self.programs.values())[-1]
-        signature, batch = arguments.read(definition.build, args, kwargs)
+        signature, batch = read_arguments(definition.build, args, kwargs)
         return self.program(definition, plan, signature, batch)
 
     def lowered(
         self, definition: Definition, args: Args, kwargs: Kwargs
     ) -> jax.stages.Lowered:
         """The step for arguments like these as JAX lowered it."""
-        signature, batch = arguments.read(definition.build, args, kwargs)
+        signature, batch = read_arguments(definition.build, args, kwargs)
         return self._traced(definition, signature, batch).lower()
 
     def jaxpr(
@@ -284,7 +283,7 @@ class Runner:
     ) -> jax.stages.Traced:
         plan, live = self.peek(definition)
         state, inputs = live.state(), live.inputs(self.optimizers.numbers, batch)
-        with settled((state, inputs)):
+        with for_platform_of((state, inputs)):
             step = self.step(definition, plan, signature)
             return jax.jit(step).trace(state, inputs)
 
@@ -293,13 +292,13 @@ class Runner:
     def call(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """One step."""
         plan = self.ready(definition)
-        signature, batch = arguments.read(definition.build, args, kwargs)
+        signature, batch = read_arguments(definition.build, args, kwargs)
         return self._run_compiled(definition, plan, signature, batch)
 
     def eager(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """One step, operation by operation."""
         plan = self.ready(definition)
-        signature, batch = arguments.read(definition.build, args, kwargs)
+        signature, batch = read_arguments(definition.build, args, kwargs)
         parts = self.config.gradient_accumulation_steps
         signature.check_parts(parts, definition.build)
         step = self.step(definition, plan, signature)
@@ -308,7 +307,7 @@ class Runner:
     def scan(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """As many steps as the leading axis of the arrays is long, in one run."""
         plan = self.ready(definition)
-        whole, batch = arguments.read(definition.build, args, kwargs)
+        whole, batch = read_arguments(definition.build, args, kwargs)
         signature, steps = whole.of_one_step(definition.build)
         if (signature, steps) not in self.programs:
             _warn_of_convolutions(plan)

@@ -11,9 +11,8 @@ import jax.export
 
 from graphlr.engine.runner import Args, Kwargs, Runner
 from graphlr.messages import listing
-from graphlr.step import signature
 from graphlr.step.losses import Definition
-from graphlr.step.signature import Constant, Signature
+from graphlr.step.signature import Constant, Signature, read_arguments
 
 Specs = list[jax.ShapeDtypeStruct]
 _Result = TypeVar("_Result")
@@ -50,7 +49,7 @@ class Request(NamedTuple):
         programs = self.runner.programs
         if not (self.args or self.kwargs) and programs:
             return [*programs][-1][0]
-        return signature.read(self.definition.build, self.args, self.kwargs)[0]
+        return read_arguments(self.definition.build, self.args, self.kwargs)[0]
 
     def names(self, given: Signature) -> list[str]:
         """What each array among the arguments is called."""

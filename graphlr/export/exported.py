@@ -22,8 +22,14 @@ from graphlr.export.numbers import LiveNumbers, as_python
 from graphlr.modules.variables import read
 from graphlr.optim.slots import Held, Layout, Slot
 from graphlr.runtime import compiler_options
-from graphlr.state import state_dict as states
-from graphlr.state.state_dict import Entries, Loaded, carried_entries, carried_from
+from graphlr.state.state_dict import (
+    Entries,
+    Loaded,
+    carried_entries,
+    carried_from,
+    compare,
+    copied,
+)
 from graphlr.step.indices import check_range
 from graphlr.step.signature import Signature
 from graphlr.step.types import (
@@ -195,9 +201,7 @@ class ExportedGraph:
         """
         expected = self._expected()
         training = bool(self._places["steps"])
-        missing, unexpected = states.compare(
-            state, expected, strict=strict, training=training
-        )
+        missing, unexpected = compare(state, expected, strict=strict, training=training)
         for key, value in self._constants.items():
             if as_python(state.get(key, value)) != value:
                 raise ExportError(
@@ -225,11 +229,11 @@ class ExportedGraph:
 
         def variables(names: Sequence[str], kinds: Sequence[Any]) -> list[nnx.Variable]:
             pairs = zip(names, kinds, strict=True)
-            return [nnx.Variable(states.copied(state[k], x.dtype)) for k, x in pairs]
+            return [nnx.Variable(copied(state[k], x.dtype)) for k, x in pairs]
 
         slots = [layout.flat(state, None) for layout in self._layouts]
         steps = [int(state[key]) for key in places["steps"]]
-        entries = {k: states.copied(state[k], x.dtype) for k, x in carried.items()}
+        entries = {k: copied(state[k], x.dtype) for k, x in carried.items()}
         self._live = Live(
             variables(places["trained"], trained),
             variables(places["extras"], self._extra_kinds),

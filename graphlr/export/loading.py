@@ -30,6 +30,7 @@ def load(path: str | os.PathLike[str]) -> ExportedGraph:
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from flax import nnx
         >>> from graphlr import Graph
         >>> class Eval(Graph):

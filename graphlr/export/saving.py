@@ -18,8 +18,11 @@ from graphlr.export.manifest import FORMAT, FileState, from_file, to_file
 from graphlr.modules.variables import as_arrays
 from graphlr.optim.traced import group_lr, unpack
 from graphlr.runtime import wide
-from graphlr.state import state_dict as states
-from graphlr.state.state_dict import Owned
+from graphlr.state.state_dict import (
+    Owned,
+    key_data,
+    state_dict,
+)
 from graphlr.step.signature import Signature
 from graphlr.step.types import Arrays, Batch, Found, Inputs
 
@@ -68,7 +71,7 @@ def save(
         "limits": [[i, size] for i, size in made.limits.items()],
         "places": manifest.places(owned, made.found),
     }
-    manifest.write(path, made_of, programs, states.state_dict(owned))
+    manifest.write(path, made_of, programs, state_dict(owned))
 
 
 # --- tracing --------------------------------------------------------------------------
@@ -110,10 +113,10 @@ def _traced(
         extras = [wrap(x, impl=impl) if impl else x for x, impl in pairs]
         results = step(from_file(file), Inputs(extras, numbers, batch))
         found.append(results.found)  # while it is traced
-        changed = [states.key_data(array) for array in results.extras]
+        changed = [key_data(array) for array in results.extras]
         return results.outputs, changed, to_file(results.state)
 
-    extras = [jax.eval_shape(states.key_data, array) for array in inputs.extras]
+    extras = [jax.eval_shape(key_data, array) for array in inputs.extras]
     specs = jax.tree.map(spec_of, (to_file(state), extras, inputs.numbers))
     jitted = jax.jit(flat)
     limits = trace_step(lambda: jitted.trace(*specs, batch), plan, state, inputs).limits

@@ -17,19 +17,19 @@ class Param:
     Attributes:
         path: Dotted path with the graph's attribute in front,
             `model.features.0.kernel`.
-        inner: The same path as a tuple, inside the module that the graph holds,
+        path_in_module: The same path inside the module that the graph holds, a tuple,
             `("features", 0, "kernel")`: what nnx filters and predicates are given.
         value: The `nnx.Variable`, or the array of a plain pytree.
     """
 
     path: str
-    inner: PathParts
+    path_in_module: PathParts
     value: Any
 
     @property
     def name(self) -> str:
         """Dotted path inside the module, `features.0.kernel`."""
-        return dotted(self.inner)
+        return dotted(self.path_in_module)
 
 
 def dotted(parts: Iterable[Any]) -> str:

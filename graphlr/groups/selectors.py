@@ -222,11 +222,12 @@ def _filter(params: Any) -> Matcher:
 
     def matches(param: Param) -> bool:
         try:
-            return bool(predicate(param.inner, param.value))
+            return bool(predicate(param.path_in_module, param.value))
         except Exception as error:
+            path, name = param.path_in_module, param.name
             error.add_note(
                 f"in the selector {_describe(params)}, called as (path, value) with "
-                f"path={param.inner!r}; '.'.join(map(str, path)) is {param.name!r}"
+                f"path={path!r}; '.'.join(map(str, path)) is {name!r}"
             )
             raise
 

@@ -8,20 +8,42 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-# A Variable keeps its array in a slot; its descriptor reads and writes in 50 ns what
-# the public methods, which also run hooks, do in 300.
-_RAW = nnx.Variable.__dict__.get("_raw_value")
-_get = getattr(_RAW, "__get__", nnx.Variable.get_raw_value)
-_set = getattr(_RAW, "__set__", nnx.Variable.set_raw_value)
-
 Variables = Sequence[nnx.Variable]
+
+
+def accessors(
+    kind: type[nnx.Variable],
+) -> tuple[Callable[..., jax.Array], Callable[..., None]]:
+    """What reads and what writes the array of a Variable.
+
+    A Variable keeps its array in a slot, whose descriptor does in 50 ns what the public
+    methods, which also run hooks, do in 300.
+
+    Args:
+        kind: The class that has the slot; with another one it is the public methods.
+
+    Example:
+        >>> get, put = accessors(nnx.Variable)
+        >>> variable = nnx.Variable(1)
+        >>> put(variable, 2)
+        >>> get(variable)
+        2
+    """
+    slot = vars(kind).get("_raw_value")
+    return (
+        getattr(slot, "__get__", kind.get_raw_value),
+        getattr(slot, "__set__", kind.set_raw_value),
+    )
+
+
+_get, _set = accessors(nnx.Variable)
 
 
 def read(variables: Variables) -> list[jax.Array]:

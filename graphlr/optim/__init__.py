@@ -1,8 +1,8 @@
 """Optimizers with parameter groups, and learning-rate schedules."""
 
 from graphlr.optim import lr_scheduler as lr_scheduler
-from graphlr.optim.as_optax import GroupsState as GroupsState
 from graphlr.optim.as_optax import lr_of as lr_of
+from graphlr.optim.groups_state import GroupsState as GroupsState
 from graphlr.optim.optimizer import Optimizer as Optimizer
 from graphlr.optim.rules import ASGD as ASGD
 from graphlr.optim.rules import LAMB as LAMB

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -14,26 +13,28 @@ import numpy as np
 import optax
 from flax import nnx
 
-from graphlr import keys
 from graphlr.groups.group import ParamGroup, ParamGroups
-from graphlr.messages import listing, unknown_key
+from graphlr.messages import listing
 from graphlr.optim.adoption import SlotPlan, moved_slots, plan_slots
-from graphlr.optim.as_optax import GroupsState as GroupsState
+from graphlr.optim.arguments import (
+    Rule,
+    as_groups,
+    bind,
+    defaults_of,
+    make_group,
+    rule_of,
+    signature_of,
+)
 from graphlr.optim.as_optax import as_optax
-from graphlr.optim.as_optax import lr_of as lr_of
-from graphlr.optim.group_keys import COMMON, at_step, check_number, check_value
+from graphlr.optim.group_keys import COMMON, check_number
 from graphlr.optim.lr_scheduler.base import Schedule, as_schedule
 from graphlr.optim.slots import Held
 from graphlr.optim.traced import (
-    REQUIRED,
     GroupSpec,
-    Rule,
     group_lr,
     group_spec,
-    hyperparameters,
     only_numbers_differ,
     pack,
-    takes_lr,
     unpack,
 )
 from graphlr.runtime import wide
@@ -82,43 +83,41 @@ class Optimizer:
         {'group0': 0.00030000000000000003, 'group1': 0.0001}
     """
 
-    rule: ClassVar[Rule]
+    rule: ClassVar[Callable[..., optax.GradientTransformation]]
+    _rule: Rule
     _signature: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, lr: float = 1e-3) -> None:
         """Give a class with a rule the rule's signature, after `params` and `lr`."""
         if not hasattr(cls, "rule"):
             raise TypeError(f"{cls.__name__} needs a static method rule(...)")
-        cls._signature = cls.__signature__ = _signature(cls.rule, lr)
+        cls._rule = rule_of(cls.rule)
+        cls._signature = cls.__signature__ = signature_of(cls._rule, lr)
 
     def __init__(
-        self, params: Any, *args: Any, rule: Rule | None = None, **keys: Any
+        self,
+        params: Any,
+        *args: Any,
+        rule: Callable[..., optax.GradientTransformation] | None = None,
+        **keys: Any,
     ) -> None:
-        if rule is None and not hasattr(self, "rule"):
+        signature = None if rule is not None else getattr(self, "_signature", None)
+        if rule is not None:
+            self._rule = rule_of(rule)
+            signature = signature_of(self._rule, lr=1e-3)
+        if signature is None:
             raise TypeError(
                 "Optimizer needs a rule: Optimizer(params, rule=lambda: "
                 "optax.scale_by_lion(), lr=1e-4), or a ready one, SGD(params, lr=0.1)"
             )
-        signature = _signature(rule, 1e-3) if rule else self._signature
-        name = type(self).__name__
-        for key in keys:
-            if key not in signature.parameters:
-                raise TypeError(unknown_key(key, [*signature.parameters][1:], name))
-        try:
-            given = signature.bind(params, *args, **keys).arguments
-        except TypeError as error:
-            raise TypeError(
-                f"{name}: {error}. All groups go into one list, the first argument: "
-                f"{name}([{{'params': ...}}, {{'params': ...}}], lr=0.1)"
-            ) from None
-        self._rule = rule or self.rule
-        self._hyper = hyperparameters(self._rule)
-        self._kinds = {**COMMON, **self._hyper}
-        del given["params"]
-        self.defaults: dict[str, Any] = {
-            key: given.get(key, parameter.default)
-            for key, parameter in [*signature.parameters.items()][1:]
-        }
+        given = bind(type(self).__name__, signature, (params, *args), keys)
+        groups = as_groups(given.pop("params"))
+        if not groups:
+            raise ValueError(
+                "optimizer got an empty parameter list: "
+                "give it a module or groups, [{'params': ...}]"
+            )
+        self.defaults: dict[str, Any] = given
         self.param_groups = ParamGroups()
         self.lr_sch: Schedule | None = None
         self.held = Held()
@@ -126,12 +125,6 @@ class Optimizer:
         self._rules: list[Rule] = []
         self._changes = self._structures = 0
         self._cache: dict[str, Any] = {}
-        groups = _as_groups(params)
-        if not groups:
-            raise ValueError(
-                "optimizer got an empty parameter list: "
-                "give it a module or groups, [{'params': ...}]"
-            )
         for group in groups:
             self.add_param_group(group)
 
@@ -252,6 +245,7 @@ class Optimizer:
             ValueError: A parameter is in two groups or in none.
 
         Example:
+            >>> from graphlr.optim import lr_of
             >>> params = {"w": jnp.ones(2), "b": jnp.ones(2)}
             >>> tx = Optimizer(
             ...     [{"params": "b", "lr_scale": 2.0}, {"params": ...}],
@@ -344,48 +338,16 @@ class Optimizer:
                 f"params: group {name!r} has {listing(group)}; add {{'params': ...}}"
             )
         other = group.pop("optimizer", None)
-        if other is not None:
-            return self._of_other_class(other, group)
-        known = ["params", "name", *self.defaults]
-        for key in group:
-            if key not in known:
-                raise KeyError(unknown_key(key, known, f"group {name!r}"))
-        check = functools.partial(self._check, name)
-        return ParamGroup({**self.defaults, **group}, check), self._rule
-
-    def _of_other_class(self, other: Any, group: dict[str, Any]) -> Any:
-        """A group with the rule and the defaults of another optimizer class."""
-        if not (isinstance(other, type) and issubclass(other, Optimizer)):
+        if other is None:
+            return make_group(self._rule, self.defaults, group), self._rule
+        if not _is_ready(other):
             raise TypeError(
-                f"group {group['name']!r}: optimizer must be a class of glr.optim, "
+                f"group {name!r}: optimizer must be a class of glr.optim, "
                 f"such as glr.optim.AdamW, not {other!r}"
             )
         shared = {key: self.defaults[key] for key in ("lr", *COMMON)}
-        made = other([{**shared, **group}])
-        return made.param_groups[0], made._rules[0]
-
-    def _check(
-        self, name: str, values: Mapping[str, Any], new: Collection[str]
-    ) -> dict[str, Any]:
-        checked = dict(values)
-        try:
-            for key in self.defaults:
-                if key not in new:
-                    continue
-                if checked[key] is REQUIRED:
-                    raise ValueError(
-                        "parameter group didn't specify a value of required "
-                        f"optimization parameter {key}: give {{{key!r}: ...}}"
-                    )
-                checked[key] = check_value(key, checked[key], self._kinds.get(key))
-            if not self._hyper.keys().isdisjoint(new):
-                hyper = {key: at_step(checked[key], 0) for key in self._hyper}
-                lr = {"lr": 0.0} if takes_lr(self._rule) else {}
-                self._rule(**hyper, **lr)
-        except (TypeError, ValueError) as error:
-            error.add_note(f"in group {name!r}")
-            raise
-        return checked
+        defaults = {**defaults_of(other._signature), **shared}
+        return make_group(other._rule, defaults, group), other._rule
 
     def __repr__(self) -> str:
         groups = "\n".join(
@@ -395,43 +357,8 @@ class Optimizer:
         return f"{type(self).__name__}(\n{groups}\n)"
 
 
-def _signature(rule: Rule, lr: float) -> inspect.Signature:
-    """`(params, lr, *hyperparameters of the rule, *, keys of every group)`."""
-    kind = inspect.Parameter
-    taken = {"params", "name", "optimizer", keys.MEMBERS, *COMMON}
-    clash = taken & set(hyperparameters(rule))
-    if clash:
-        raise TypeError(f"a rule can't have a parameter {clash.pop()!r}: groups do")
-    own = [
-        parameter.replace(default=hyperparameters(rule)[name])
-        for name, parameter in inspect.signature(rule).parameters.items()
-        if name != "lr"
-    ]
-    return inspect.Signature(
-        [
-            kind("params", kind.POSITIONAL_OR_KEYWORD),
-            kind("lr", kind.POSITIONAL_OR_KEYWORD, default=lr),
-            *(p for p in own if p.kind is kind.POSITIONAL_OR_KEYWORD),
-            *(p for p in own if p.kind is kind.KEYWORD_ONLY),
-            *(kind(k, kind.KEYWORD_ONLY, default=v) for k, v in COMMON.items()),
-        ]
+def _is_ready(kind: Any) -> bool:
+    """Whether it is a class of optimizers with a rule, such as SGD."""
+    return (
+        isinstance(kind, type) and issubclass(kind, Optimizer) and hasattr(kind, "rule")
     )
-
-
-def _as_groups(params: Any) -> list[Any]:
-    """What the user gave as a list of group dicts."""
-    if isinstance(params, Mapping) and not isinstance(params, nnx.State):
-        return [params]
-    plain = isinstance(params, str | nnx.Module | nnx.Variable | nnx.State)
-    if plain or params is ... or callable(params) or not _is_iterable(params):
-        return [{"params": params}]
-    if isinstance(params, set | frozenset):
-        return [{"params": params}]
-    items = list(params)
-    if items and isinstance(items[0], Mapping):
-        return items
-    return [{"params": items}] if items else []
-
-
-def _is_iterable(value: Any) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, jax.Array | np.ndarray)

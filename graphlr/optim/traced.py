@@ -7,48 +7,24 @@ float vector, unpacked while tracing into the numbers that `transform` builds on
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
 
 from graphlr.groups.group import ParamGroup
 from graphlr.groups.selectors import Selector
+from graphlr.optim.arguments import Rule
 from graphlr.optim.group_keys import at_step
 from graphlr.optim.lr_scheduler.base import Schedule
 from graphlr.optim.transforms.gradients import centralize, clip_by_norm
 from graphlr.optim.transforms.leaves import pieces
 
-Rule = Callable[..., optax.GradientTransformation]
 Values = Mapping[str, Any]  # key -> number or tuple of numbers, of one group
 
-REQUIRED = object()  # in place of a default: some group or the optimizer must say
 # Numbers whose zero changes which slots exist: zero is a constant of the trace.
 _STRUCTURAL = ("momentum", "dampening")
-
-
-def is_off(number: Any) -> bool:
-    """Whether a momentum-like number is the constant zero, so that it needs no slot.
-
-    Example:
-        >>> is_off(0.0), is_off(0.9)
-        (True, False)
-    """
-    return isinstance(number, float) and number == 0.0
-
-
-@functools.cache
-def hyperparameters(rule: Callable[..., Any]) -> Mapping[str, Any]:
-    """The hyperparameters of a rule and their defaults, from its signature."""
-    empty = inspect.Parameter.empty
-    return {
-        name: REQUIRED if parameter.default is empty else parameter.default
-        for name, parameter in inspect.signature(rule).parameters.items()
-        if name != "lr"
-    }
 
 
 class GroupSpec(NamedTuple):
@@ -109,7 +85,7 @@ def only_numbers_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def group_spec(group: ParamGroup, rule: Rule, schedule: Schedule | None) -> GroupSpec:
     """The constants of `group`; `schedule` is for a group without one of its own."""
     schedule = group["lr_sch"] or schedule
-    hyper = {key: group[key] for key in hyperparameters(rule)}
+    hyper = {key: group[key] for key in rule.defaults}
     flags = {
         key: value
         for key, value in hyper.items()
@@ -173,7 +149,7 @@ def group_lr(spec: GroupSpec, values: Values, step: Any) -> Any:
 
 def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
     """Hyperparameters of the rule at `step`, a scheduled momentum among them."""
-    names = hyperparameters(spec.rule)
+    names = spec.rule.defaults
     flags = {key: at_step(value, step) for key, value in spec.flags}
     hyper = {**flags, **{k: v for k, v in values.items() if k in names}}
     momentum = spec.schedule.momentum(step) if spec.schedule else None
@@ -196,24 +172,17 @@ def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
     )
 
 
-@functools.cache
-def takes_lr(rule: Rule) -> bool:
-    """Whether a rule takes the learning rate and gives the whole step."""
-    return "lr" in inspect.signature(rule).parameters
-
-
 def _group_transform(
     spec: GroupSpec, values: Values, step: Any
 ) -> optax.GradientTransformation:
     lr = group_lr(spec, values, step)
     hyper = _hyper_now(spec, values, step)
-    whole = takes_lr(spec.rule)
-    rule = spec.rule(lr=lr, **hyper) if whole else spec.rule(**hyper)
     before = [centralize()] if spec.centralized else []
     if spec.clip is not None:
         before.append(clip_by_norm(values["clip_grad_max_norm"], spec.clip))
-    after = [] if whole else [optax.scale(-lr)]
-    return optax.chain(*before, rule, *after)
+    # A rule that takes the learning rate gives the whole step, its sign included.
+    after = [] if spec.rule.takes_lr else [optax.scale(-lr)]
+    return optax.chain(*before, spec.rule(hyper, lr), *after)
 
 
 def transform(

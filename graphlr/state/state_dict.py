@@ -193,7 +193,7 @@ class Checked(NamedTuple):
     loaded: Loaded
 
 
-def check(state: Mapping[str, Any], graph: Owned, *, strict: bool) -> Checked:
+def check_state(state: Mapping[str, Any], graph: Owned, *, strict: bool) -> Checked:
     """`state` as arrays for this graph, which is not changed yet.
 
     Args:
@@ -236,7 +236,7 @@ def check(state: Mapping[str, Any], graph: Owned, *, strict: bool) -> Checked:
     )
 
 
-def store(checked: Checked, plan: Plan, live: Live) -> None:
+def store_state(checked: Checked, plan: Plan, live: Live) -> None:
     """Write a checked state to the owners of a graph's arrays."""
     modules = plan.modules
     for path, variable in zip(modules.paths, modules.variables, strict=True):

@@ -35,7 +35,7 @@ def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
         ones from the end; as labels or token ids they are mistakes.)
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> traced = jax.jit(lambda x, i: jnp.take(x, i)).trace(jnp.ones(5), 1)
         >>> jaxpr = traced.jaxpr.jaxpr
         >>> index_limits(jaxpr, {jaxpr.invars[1]: 0})

@@ -81,7 +81,8 @@ class Signature(NamedTuple):
 
         Example:
             >>> def build(image, mode): ...
-            >>> signature, _ = read(build, (np.zeros((2, 3), "f4"), "fast"), {})
+            >>> args = np.zeros((2, 3), "f4"), "fast"
+            >>> signature, _ = read_arguments(build, args, {})
             >>> signature.describe(build)
             {'image': 'float32[2,3]', 'mode': "the str 'fast'"}
         """
@@ -156,7 +157,7 @@ class Signature(NamedTuple):
         return ", ".join(changed) or "the structure of the arguments"
 
 
-def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
+def read_arguments(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
     """The signature of a call, and its arrays.
 
     Arrays are everything with a dtype, and Python numbers; strings, booleans, enums and
@@ -167,7 +168,7 @@ def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
 
     Example:
         >>> def build(image, mode): ...
-        >>> signature, arrays = read(build, (np.zeros((2, 3)), "fast"), {})
+        >>> signature, arrays = read_arguments(build, (np.zeros((2, 3)), "fast"), {})
         >>> len(arrays), signature.kinds[1].value
         (1, 'fast')
     """
@@ -188,7 +189,7 @@ def read(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
                 )
             continue
         if _register(leaf):
-            return read(build, args, kwargs)
+            return read_arguments(build, args, kwargs)
         if not isinstance(leaf, _ARRAYS) and hasattr(leaf, "__array__"):
             leaf = leaves[i] = np.asarray(leaf)
         if not isinstance(leaf, _ARRAYS) or getattr(leaf, "dtype", None) is _OBJECT:

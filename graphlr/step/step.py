@@ -25,7 +25,7 @@ import numpy as np
 from graphlr.groups.selectors import select_modules
 from graphlr.modules import calls
 from graphlr.modules.tree import Edit
-from graphlr.precision import casting as precision
+from graphlr.precision import casting
 from graphlr.precision.scalers import Scaler
 from graphlr.step.config import Config
 from graphlr.step.loops import accumulate
@@ -111,7 +111,7 @@ def _edits(plan: Plan, config: Config) -> list[Edit]:
     modules = {place: node.value for place, node in nodes.items()}
     return [
         *plan.norm_edits,
-        *precision.edits(modules, config.amp, float32),
+        *casting.edits(modules, config.amp, float32),
         *((place, calls.recompute) for place in again),
     ]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import optax
 
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.traced import is_off
-from graphlr.optim.transforms.adaptive import factored, scale_by_rms, scale_by_sum
+from graphlr.optim.transforms.adaptive import (
+    scale_by_adafactor,
+    scale_by_rms,
+    scale_by_sum,
+)
 from graphlr.optim.transforms.gradients import ascend
-from graphlr.optim.transforms.leaves import Number
+from graphlr.optim.transforms.leaves import Number, is_off
 from graphlr.optim.transforms.momentum import scale_by_momentum
 
 
@@ -156,5 +159,5 @@ class Adafactor(Optimizer, lr=1e-2):
                 f"Clipping threshold d should be >= 1 but is: {d}. Give d=1.0"
             )
         return optax.chain(
-            ascend(maximize), factored(lr, beta2_decay, eps, d, weight_decay)
+            ascend(maximize), scale_by_adafactor(lr, beta2_decay, eps, d, weight_decay)
         )

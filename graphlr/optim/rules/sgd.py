@@ -5,9 +5,8 @@ from __future__ import annotations
 import optax
 
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.traced import is_off
 from graphlr.optim.transforms.gradients import ascend
-from graphlr.optim.transforms.leaves import Number
+from graphlr.optim.transforms.leaves import Number, is_off
 from graphlr.optim.transforms.momentum import (
     averaged_sgd,
     scale_by_layer_rate,

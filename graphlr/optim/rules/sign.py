@@ -8,9 +8,9 @@ from graphlr.optim.optimizer import Optimizer
 from graphlr.optim.transforms.gradients import ascend
 from graphlr.optim.transforms.leaves import Number
 from graphlr.optim.transforms.sign import (
-    resilient,
     scale_by_lion,
     scale_by_muon,
+    scale_by_rprop,
     scale_by_shape,
 )
 
@@ -40,7 +40,7 @@ class Rprop(Optimizer, lr=1e-2):
         maximize: bool = False,
     ) -> optax.GradientTransformation:
         """The whole step."""
-        return optax.chain(ascend(maximize), resilient(lr, etas, step_sizes))
+        return optax.chain(ascend(maximize), scale_by_rprop(lr, etas, step_sizes))
 
 
 class Lion(Optimizer, lr=1e-4):

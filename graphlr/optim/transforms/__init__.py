@@ -11,7 +11,9 @@ from graphlr.optim.transforms.adam import scale_by_adamax as scale_by_adamax
 from graphlr.optim.transforms.adam import scale_by_lazy_adam as scale_by_lazy_adam
 from graphlr.optim.transforms.adam import scale_by_nadam as scale_by_nadam
 from graphlr.optim.transforms.adam import scale_by_radam as scale_by_radam
-from graphlr.optim.transforms.adaptive import factored as factored
+from graphlr.optim.transforms.adaptive import (
+    scale_by_adafactor as scale_by_adafactor,
+)
 from graphlr.optim.transforms.adaptive import scale_by_rms as scale_by_rms
 from graphlr.optim.transforms.adaptive import scale_by_sum as scale_by_sum
 from graphlr.optim.transforms.gradients import ascend as ascend
@@ -26,7 +28,7 @@ from graphlr.optim.transforms.momentum import scale_by_momentum as scale_by_mome
 from graphlr.optim.transforms.momentum import (
     scale_by_trust_ratio as scale_by_trust_ratio,
 )
-from graphlr.optim.transforms.sign import resilient as resilient
 from graphlr.optim.transforms.sign import scale_by_lion as scale_by_lion
 from graphlr.optim.transforms.sign import scale_by_muon as scale_by_muon
+from graphlr.optim.transforms.sign import scale_by_rprop as scale_by_rprop
 from graphlr.optim.transforms.sign import scale_by_shape as scale_by_shape

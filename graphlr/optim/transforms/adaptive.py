@@ -98,7 +98,7 @@ class AdafactorState(NamedTuple):
     steps: jax.Array
 
 
-def factored(
+def scale_by_adafactor(
     lr: Number,
     beta2_decay: Number,
     eps: tuple[Number | None, Number],
@@ -116,7 +116,7 @@ def factored(
     Source: `torch.optim.Adafactor`; Shazeer and Stern 2018.
 
     Example:
-        >>> tx = factored(0.1, -0.8, (None, 1e-3), 1.0, 0.0)
+        >>> tx = scale_by_adafactor(0.1, -0.8, (None, 1e-3), 1.0, 0.0)
         >>> w = jnp.ones((2, 3))
         >>> update, state = tx.update(w, tx.init(w), w)
         >>> float(update[0, 0]).__round__(4), state.row_var.shape, state.col_var.shape

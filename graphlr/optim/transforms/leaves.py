@@ -18,6 +18,16 @@ Number = float | jax.Array
 Step = Callable[..., tuple[jax.Array, tuple[Any, ...]]]
 
 
+def is_off(number: Any) -> bool:
+    """Whether a momentum-like number is the constant zero, so that it needs no slot.
+
+    Example:
+        >>> is_off(0.0), is_off(0.9)
+        (True, False)
+    """
+    return isinstance(number, float) and number == 0.0
+
+
 def per_leaf(
     kind: Any,
     start: Callable[[jax.Array], tuple[Any, ...]],

@@ -51,7 +51,7 @@ class RpropState(NamedTuple):
     steps: jax.Array
 
 
-def resilient(
+def scale_by_rprop(
     lr: Number, etas: tuple[Number, Number], step_sizes: tuple[Number, Number]
 ) -> optax.GradientTransformation:
     """The whole step of Rprop: `-sign(g) * step_size`, one size for each number.
@@ -65,7 +65,7 @@ def resilient(
     Source: `torch.optim.Rprop`; Riedmiller and Braun 1993.
 
     Example:
-        >>> tx = resilient(0.1, (0.5, 1.2), (1e-6, 50.0))
+        >>> tx = scale_by_rprop(0.1, (0.5, 1.2), (1e-6, 50.0))
         >>> update, state = tx.update(jnp.array([3.0, -4.0]), tx.init(jnp.ones(2)))
         >>> update.round(3).tolist()
         [-0.10000000149011612, 0.10000000149011612]

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from test_examples import load
 
 import graphlr as glr
+from tests.examples.test_examples import load
 
 gan = load("gan")
 RNG = np.random.default_rng(0)

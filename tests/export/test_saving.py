@@ -17,7 +17,7 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.export.batch_sizes import ExportError
-from graphlr.export.exported import load
+from graphlr.export.loading import load
 from graphlr.state import archive
 
 DRAW = np.random.default_rng(0)

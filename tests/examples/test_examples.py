@@ -3,13 +3,13 @@
 import importlib.util
 import sys
 import urllib.error
-from pathlib import Path
 
 import pytest
 
 import graphlr as glr
+from tests import ROOT
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def load(name):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +10,8 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, StepLR
+from tests import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 TORCH = np.load(GOLDEN / "torch_lr.npz")
 SPEC = json.loads((GOLDEN / "torch_lr.json").read_text())
 CASES = {

@@ -9,7 +9,7 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.export.batch_sizes import ExportError
-from graphlr.export.exported import load
+from graphlr.export.loading import load
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 

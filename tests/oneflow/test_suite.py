@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,33 +19,34 @@ from flax import nnx
 import graphlr as glr
 from graphlr.optim import SGD, Adam
 from graphlr.optim import lr_scheduler as lrs
+from tests import ROOT
 
-HERE = Path(__file__).parent
-SUITE = "test_oneflow_suite"
+TESTS = ROOT / "tests"
+SUITE = "oneflow/test_suite"
 
 # OneFlow's test: ours, as file::function. What begins with "-" says why there is none.
 COVERAGE: dict[str, list[str]] = {
     "graph/test_graph_lr_scale": [f"{SUITE}::test_scale_by_depth"],
     "graph/test_graph_lr_scheduler": [
         f"{SUITE}::test_the_compiled_rate_is_the_hosts",
-        "test_lr_scheduler::test_oneflow",
-        "test_golden_oneflow::test_training",
+        "optim/lr_scheduler/test_lr_scheduler::test_oneflow",
+        "oneflow/test_golden::test_training",
     ],
     "graph/test_graph_lr_with_warmup": [
         f"{SUITE}::test_weights_of_21_steps",
-        "test_golden_oneflow::test_training",
+        "oneflow/test_golden::test_training",
     ],
     "graph/test_graph_lrs": [f"{SUITE}::test_weights_of_21_steps"],
     "graph/test_graph_optimizer": [
         "test_graph::test_several_optimizers_each_with_its_schedule",
-        "test_golden_oneflow::test_training",
+        "oneflow/test_golden::test_training",
         f"{SUITE}::test_a_clip_comes_before_every_rule",
     ],
     **{
         f"graph/test_graph_optim_{name}": [
             f"{SUITE}::test_optimizers_against_their_formulas",
             f"{SUITE}::test_a_clip_comes_before_every_rule",
-            "test_golden_oneflow::test_training",
+            "oneflow/test_golden::test_training",
         ]
         for name in ("sgd", "adam", "adamw", "adagrad", "rmsprop", "lamb", "adadelta")
     },
@@ -58,22 +58,24 @@ COVERAGE: dict[str, list[str]] = {
     "graph/test_graph_grad_acc": [
         f"{SUITE}::test_parts_equal_a_loop",
         f"{SUITE}::test_what_parts_give_back",
-        "test_golden_oneflow::test_training",
-        "test_scenarios::test_accumulation_takes_the_mean",
+        "oneflow/test_golden::test_training",
+        "optim/test_scenarios::test_accumulation_takes_the_mean",
     ],
     "graph/test_graph_reshape_acc": [f"{SUITE}::test_reshape_sees_one_part"],
     "graph/test_graph_save_load": [
         f"{SUITE}::test_the_third_step_after_loading",
-        "test_state::test_a_state_before_the_first_call_is_complete",
+        "state/test_state_dict::test_a_state_before_the_first_call_is_complete",
         "test_graph::test_resume_equals_not_stopping",
     ],
     "graph/test_graph_save_load_global_b_s": ["- there is no sharding yet"],
     "graph/test_graph_zero": ["- there is no sharding yet"],
-    "graph/test_graph_activation_checkpoint": ["test_calls::test_the_same_training"],
+    "graph/test_graph_activation_checkpoint": [
+        "modules/test_calls::test_the_same_training"
+    ],
     "graph/test_graph_io_check": [
         f"{SUITE}::test_nested_arguments_and_results",
         "test_graph::test_any_pytree_in_and_out",
-        "test_step::test_every_kind_of_result",
+        "step/test_step::test_every_kind_of_result",
     ],
     "graph/test_graph_loss": [f"{SUITE}::test_losses"],
     "graph/test_graph": [
@@ -84,7 +86,7 @@ COVERAGE: dict[str, list[str]] = {
     ],
     "graph/test_graph_reuse_var": [
         f"{SUITE}::test_tied_weights",
-        "test_groups::test_tied_weights_appear_once_under_their_first_path",
+        "groups/test_group::test_tied_weights_appear_once_under_their_first_path",
     ],
     "graph/test_graph_linear_train": [
         f"{SUITE}::test_parts_equal_a_loop",
@@ -103,38 +105,38 @@ COVERAGE: dict[str, list[str]] = {
     "graph/test_graph_random_seed": [
         f"{SUITE}::test_two_dropouts_draw_differently",
         f"{SUITE}::test_recomputed_dropout_draws_the_same",
-        "test_state::test_dropout_goes_on_identically",
+        "state/test_state_dict::test_dropout_goes_on_identically",
     ],
     "graph/test_graph_scalar": [f"{SUITE}::test_scalars"],
     "graph/test_graph_debug": [f"{SUITE}::test_debug"],
-    "graph/test_optimization_conf": ["test_config::test_values_are_normalised"],
+    "graph/test_optimization_conf": ["step/test_config::test_values_are_normalised"],
     "graph/test_graph_sparse_optimizer": ["- gradients are dense in JAX"],
     "graph/*pipeline*, *gbc*, *comb*, *nccl*, *separate_compile*, *auto_parallel*": [
         "- one device, one program"
     ],
     "graph/test_multi_tensor_{sgd,adam}_update_with_cast": [
-        "test_precision::test_small_updates_are_not_rounded_away"
+        "precision/test_casting::test_small_updates_are_not_rounded_away"
     ],
     "modules/test_lr_scheduler": [
-        "test_lr_scheduler::test_oneflow",
-        "test_lr_scheduler::test_torch_on_the_host",
-        "test_plateau::test_every_setting",
-        "test_rules_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
+        "optim/lr_scheduler/test_lr_scheduler::test_oneflow",
+        "optim/lr_scheduler/test_lr_scheduler::test_torch_on_the_host",
+        "optim/lr_scheduler/test_plateau::test_every_setting",
+        "optim/test_rules_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
     ],
     "modules/test_optim_{sgd,adam,adamw,adagrad,rmsprop,lamb,adadelta}": [
         f"{SUITE}::test_optimizers_against_their_formulas",
         f"{SUITE}::test_clip_of_a_group",
-        "test_golden_torch::test_trajectory",
-        "test_rules_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
+        "optim/test_golden_torch::test_trajectory",
+        "optim/test_rules_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
     ],
     "modules/test_optim_add_param_group": [
         "test_graph::test_add_param_group_in_mid_training"
     ],
     "exceptions/test_optim_add_param_group": [
-        "test_groups::test_a_parameter_in_two_groups_names_it_and_both"
+        "groups/test_group::test_a_parameter_in_two_groups_names_it_and_both"
     ],
     "modules/test_clip_grad": [
-        "test_transforms::test_clip",
+        "optim/test_transforms::test_clip",
         f"{SUITE}::test_clip_of_everything",
     ],
     "modules/test_checkpointing": [f"{SUITE}::test_how_often_a_module_runs"],
@@ -146,7 +148,7 @@ def test_every_test_that_is_named_exists():
         for name in ours:
             if not name.startswith("- "):
                 file, function = name.split("::")
-                text = (HERE / f"{file}.py").read_text()
+                text = (TESTS / f"{file}.py").read_text()
                 assert f"\ndef {function}(" in text, name
 
 
@@ -1156,7 +1158,7 @@ def test_debug(capsys):
 
 # --- docs/from_oneflow.md -------------------------------------------------------------
 
-PAGE = (HERE.parent / "docs" / "from_oneflow.md").read_text()
+PAGE = (ROOT / "docs" / "from_oneflow.md").read_text()
 
 
 def test_options_of_jax_that_are_named_exist():

@@ -5,7 +5,6 @@ then composed from optax as a rule of its own, so that no case is left out.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from flax import nnx
 import graphlr as glr
 from graphlr.layers import BatchNorm
 from graphlr.optim import lr_scheduler
+from tests import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 MANIFEST = json.loads((GOLDEN / "oneflow_train.json").read_text())
 DATA = np.load(GOLDEN / "oneflow_data.npz")
 TRAIN = np.load(GOLDEN / "oneflow_train.npz")

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import pickle
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +37,8 @@ from graphlr.optim.lr_scheduler import (
     as_schedule,
 )
 from graphlr.optim.lr_scheduler.settings import NonNegative, Positive
+from tests import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 TORCH = np.load(GOLDEN / "torch_lr.npz")
 TORCH_SPEC = json.loads((GOLDEN / "torch_lr.json").read_text())
 PROBES = np.load(GOLDEN / "oneflow_probe.npz")

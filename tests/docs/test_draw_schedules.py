@@ -2,13 +2,13 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 from graphlr.optim import lr_scheduler
+from tests import ROOT
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 PAGE = (DOCS / "schedules.md").read_text()
 CLASSES = {
     name

@@ -8,7 +8,6 @@ import builtins
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +21,9 @@ import graphlr as glr
 from graphlr.optim import SGD, Adam, Muon, Optimizer
 from graphlr.optim import lr_scheduler as lrs
 from graphlr.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from tests import GOLDEN
 
-TORCH = json.loads((Path(__file__).parent / "golden/torch_errors.json").read_text())
+TORCH = json.loads((GOLDEN / "torch_errors.json").read_text())
 
 
 class Net(nnx.Module):

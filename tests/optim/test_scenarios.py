@@ -5,10 +5,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_golden_torch import DATA, MANIFEST, NAMES, FromGradients, Model, batch
 
 import graphlr as glr
 from graphlr.optim.lr_scheduler import CosineAnnealingLR
+from tests.optim.test_golden_torch import (
+    DATA,
+    MANIFEST,
+    NAMES,
+    FromGradients,
+    Model,
+    batch,
+)
 
 WIDTHS = {"f32": (np.float32, 1e-6), "f64": (np.float64, 1e-12)}
 

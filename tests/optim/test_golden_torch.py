@@ -1,7 +1,6 @@
 """Trajectories that PyTorch 2.13 produced, reproduced through Graph and as_optax."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,8 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
+from tests import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 DATA = np.load(GOLDEN / "torch_traj.npz")
 MANIFEST = json.loads((GOLDEN / "torch_traj.json").read_text())["traj"]
 NAMES = MANIFEST["names"]

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import graphlr as glr
-from graphlr.optim.traced import hyperparameters
+from graphlr.optim.arguments import rule_of
 
 RULES = {  # hyperparameters that use every part of the formula
     "SGD": {"lr": 0.5, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01},
@@ -122,7 +122,7 @@ def change_every_number(optimizer):
         return value * 0.9 if isinstance(value, float) else value
 
     group = optimizer.param_groups[0]
-    for key in hyperparameters(optimizer.rule):
+    for key in rule_of(optimizer.rule).defaults:
         group[key] = group[key] * 2 if key == "d" else smaller(group[key])
 
 

@@ -3,11 +3,11 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 MACHINE = {
     "device": "cpu",
     "processor": "a processor",

@@ -2,13 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
-from graphlr.modules import tree as modules
 from graphlr.modules.tree import Modules
-from graphlr.modules.variables import read, unshared, write
+from graphlr.modules.variables import read
 
 
 def linear(x=2, y=2):
@@ -53,7 +51,7 @@ def test_paths_go_through_every_container():
 
 def test_inner_paths_leave_the_attribute_out():
     (param,) = Modules({"model": nnx.List([linear()])}).params
-    assert (param.path, param.inner) == ("model.0.kernel", (0, "kernel"))
+    assert (param.path, param.path_in_module) == ("model.0.kernel", (0, "kernel"))
 
 
 def test_random_streams_are_carried_along():
@@ -77,43 +75,6 @@ def test_an_array_beside_the_variables_is_carried_along():
     found = Modules({"model": layer})
     assert read(found.variables)
     assert [param.path for param in found.params] == ["model.kernel"]
-
-
-def test_read_and_write_are_the_public_accessors(monkeypatch):
-    plain = [nnx.Param(jnp.arange(2.0)), nnx.BatchStat(jnp.ones(1))]
-    fast = read(plain)
-    assert all(
-        a is v.get_raw_value() and a is v.get_value()
-        for a, v in zip(fast, plain, strict=True)
-    )
-    # what is left where a Variable keeps its array elsewhere
-    monkeypatch.setattr(modules, "_get", nnx.Variable.get_raw_value)
-    monkeypatch.setattr(modules, "_set", nnx.Variable.set_raw_value)
-    assert all(a is b for a, b in zip(read(plain), fast, strict=True))
-    new = [jnp.zeros(2), jnp.zeros(1)]
-    write(plain, new)
-    assert all(v.get_value() is b for v, b in zip(plain, new, strict=True))
-
-
-def test_own_copies_only_what_somebody_else_holds():
-    variables = [nnx.Param(jnp.full(3, float(i))) for i in range(3)]
-    kept = variables[1].get_value()
-    owned = unshared(read(variables))
-    same = [a is v.get_raw_value() for a, v in zip(owned, variables, strict=True)]
-    assert same == [True, False, True]
-    np.testing.assert_array_equal(owned[1], kept)
-    kept.block_until_ready()
-    owned[1].delete()
-    assert not kept.is_deleted()
-
-
-def test_own_copies_an_array_that_two_variables_hold():
-    array = jnp.ones(2)
-    twins = [nnx.Param(array), nnx.Param(array)]
-    del array
-    a, b = unshared(read(twins))
-    assert a is not b
-    assert a is not twins[0].get_value()
 
 
 def test_merge_makes_copies_in_the_asked_mode():
