@@ -59,7 +59,7 @@ COVERAGE: dict[str, list[str]] = {
         f"{SUITE}::test_parts_equal_a_loop",
         f"{SUITE}::test_what_parts_give_back",
         "oneflow/test_golden::test_training",
-        "optim/test_scenarios::test_accumulation_takes_the_mean",
+        "optim/rules/test_scenarios::test_accumulation_takes_the_mean",
     ],
     "graph/test_graph_reshape_acc": [f"{SUITE}::test_reshape_sees_one_part"],
     "graph/test_graph_save_load": [
@@ -121,13 +121,13 @@ COVERAGE: dict[str, list[str]] = {
         "optim/lr_scheduler/test_lr_scheduler::test_oneflow",
         "optim/lr_scheduler/test_lr_scheduler::test_torch_on_the_host",
         "optim/lr_scheduler/test_plateau::test_every_setting",
-        "optim/test_rules_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
+        "optim/rules/test_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
     ],
     "modules/test_optim_{sgd,adam,adamw,adagrad,rmsprop,lamb,adadelta}": [
         f"{SUITE}::test_optimizers_against_their_formulas",
         f"{SUITE}::test_clip_of_a_group",
-        "optim/test_golden_torch::test_trajectory",
-        "optim/test_rules_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
+        "optim/rules/test_golden_torch::test_trajectory",
+        "optim/rules/test_conformance::test_saved_by_name_and_restored_goes_on_bit_for_bit",
     ],
     "modules/test_optim_add_param_group": [
         "test_graph::test_add_param_group_in_mid_training"
@@ -136,7 +136,7 @@ COVERAGE: dict[str, list[str]] = {
         "groups/test_group::test_a_parameter_in_two_groups_names_it_and_both"
     ],
     "modules/test_clip_grad": [
-        "optim/test_transforms::test_clip",
+        "optim/transforms/test_transforms::test_clip",
         f"{SUITE}::test_clip_of_everything",
     ],
     "modules/test_checkpointing": [f"{SUITE}::test_how_often_a_module_runs"],

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, dataclass_transfo
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from graphlr.optim.lr_scheduler.settings import (
     Function,
@@ -24,6 +24,8 @@ from graphlr.optim.lr_scheduler.settings import (
 )
 
 LearningRate = float | np.ndarray | jax.Array
+Floats = LearningRate  # on the way to one: on the host or traced
+Ints = np.ndarray | jax.Array  # steps, periods, cycles
 
 
 # --- Arithmetic: the same for both namespaces -----------------------------------------
@@ -32,22 +34,28 @@ class At(NamedTuple):
 
     xp: ModuleType
     """numpy on the host, jax.numpy inside a program."""
-    t: Any
+    t: Ints
     """Steps, in periods of the schedule's `every`: an integer array."""
-    dtype: Any
+    dtype: DTypeLike
 
-    def since(self, start: float) -> Any:
+    def since(self, start: float) -> Floats:
         """``t - start`` without cancellation: the whole part is taken in integers."""
         whole = math.floor(start)
         return (self.t - whole).astype(self.dtype) - (start - whole)
 
-    def share(self, part: Any, whole: Any, shape: str) -> Any:
+    def share(self, part: Floats, whole: Floats, shape: str) -> Floats:
         """How much of a blend is done after `part` of `whole`, relatively exact."""
         if shape == "linear":
             return part / whole
         return self.xp.square(self.xp.sin(part * (math.pi / 2 / whole)))
 
-    def blend(self, first: Any, last: Any, span: Any, shape: str = "linear") -> Any:
+    def blend(
+        self,
+        first: Floats,
+        last: Floats,
+        span: tuple[float, float],
+        shape: str = "linear",
+    ) -> Floats:
         """From `first` to `last` while t crosses `span`, constant outside it.
 
         The two shares are computed from their own ends: ``1 - share`` would lose the
@@ -62,7 +70,7 @@ class At(NamedTuple):
         first_share = self.share(left, whole, shape)
         return first * first_share + last * self.share(done, whole, shape)
 
-    def power(self, gamma: float, k: Any) -> Any:
+    def power(self, gamma: float, k: Floats) -> Floats:
         """``gamma**k`` for any int32 k, within 4e-7: a product of 4 table entries.
 
         ``exp(k * log(gamma))`` in float32 would be off by 1e-5 at small values.
@@ -73,7 +81,7 @@ class At(NamedTuple):
             tables = self.xp.asarray((np.float64(gamma) ** digits).astype(self.dtype))
             return math.prod(tables[i, k // n % 256] for i, n in enumerate(places))
 
-    def reached(self, bounds: Iterable[int]) -> Any:
+    def reached(self, bounds: Iterable[int]) -> Ints:
         """How many of `bounds` are reached at t."""
         listed = self.xp.asarray(np.array([*bounds], self.t.dtype))
         return (self.t[..., None] >= listed).sum(-1)
@@ -82,7 +90,7 @@ class At(NamedTuple):
         self,
         fn: Callable[[Any], Any],
         precision: Callable[[], AbstractContextManager] = nullcontext,
-    ) -> Any:
+    ) -> Floats:
         """`fn` of each step: on the host, traced, or called back if it cannot be."""
         if self.xp is np:
             return host_values(fn, self.t)
@@ -94,7 +102,7 @@ class At(NamedTuple):
             host_values(fn, 1)  # then this raises, before the program runs
             return self.call_back(fn)
 
-    def call_back(self, fn: Callable[[int], Any]) -> Any:
+    def call_back(self, fn: Callable[[int], Any]) -> Floats:
         """`fn` of each step, called on the host also from inside a program."""
         if self.xp is np:
             return host_values(fn, self.t)
@@ -106,7 +114,9 @@ class At(NamedTuple):
 float64 = partial(jax.enable_x64, True)
 
 
-def host_values(fn: Callable[[int], Any], steps: Any, dtype: Any = float) -> np.ndarray:
+def host_values(
+    fn: Callable[[int], Any], steps: ArrayLike | range, dtype: DTypeLike = float
+) -> np.ndarray:
     """`fn` called with a Python int for each of `steps`."""
     steps = np.asarray(steps)
     values = np.empty(steps.size)
@@ -120,7 +130,9 @@ def host_values(fn: Callable[[int], Any], steps: Any, dtype: Any = float) -> np.
     return values.reshape(steps.shape).astype(dtype)
 
 
-def _prepare(base_lr: ArrayLike, step: ArrayLike, every: int) -> tuple[Any, At]:
+def _prepare(
+    base_lr: ArrayLike, step: ArrayLike, every: int
+) -> tuple[np.ndarray | jax.Array, At]:
     """`base_lr` as a float array and `step` as periods, host or JAX as they are."""
     traced = isinstance(base_lr, jax.Array) or isinstance(step, jax.Array)
     t = jnp.asarray(step) if traced else np.asarray(step)
@@ -136,7 +148,7 @@ def _prepare(base_lr: ArrayLike, step: ArrayLike, every: int) -> tuple[Any, At]:
     return base, At(np, t.astype(np.int64) // every, base.dtype)
 
 
-def _finish(value: Any, base: Any, at: At) -> LearningRate:
+def _finish(value: Floats, base: np.ndarray | jax.Array, at: At) -> LearningRate:
     """`value` in the common dtype and shape; one value on the host is a float."""
     shape = np.broadcast_shapes(base.shape, at.t.shape)
     if at.xp is np and shape == ():
@@ -144,11 +156,11 @@ def _finish(value: Any, base: Any, at: At) -> LearningRate:
     return at.xp.full(shape, value, at.dtype)
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     return getattr(value, "__name__", None) or repr(value)
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if not isinstance(value, tuple):
         return _name(value)
     items = [_name(item) for item in value]
@@ -186,7 +198,7 @@ class Schedule(_Value):
     _levels: ClassVar[tuple[str, ...]] = ()
     """The fields that hold an lr, not a factor of the base lr."""
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
+    def __new__(cls, *args: object, **settings: object) -> Self:
         """Refuse the optimizer, which PyTorch's schedulers take first."""
         if "optimizer" in settings or any(hasattr(x, "param_groups") for x in args):
             raise TypeError(
@@ -223,11 +235,11 @@ class Schedule(_Value):
         base = np.asarray(base_lr, np.float64)
         return np.asarray(self(base, t.reshape(-1, *(1,) * base.ndim)))
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         """The lr for a float array of base lrs."""
         raise NotImplementedError(f"{type(self).__name__}._lr(self, base, at)")
 
-    def _momentum(self, at: At) -> Any:
+    def _momentum(self, at: At) -> Floats | None:
         return None
 
     @property
@@ -264,7 +276,7 @@ class FunctionLR(Schedule):
     fn: Function
     _levels = ("fn",)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return at.call(self.fn)
 
 
@@ -279,12 +291,12 @@ class TableLR(Schedule):
     values: Annotated[Sequence[float], each(at_least_0, least=1)]
     _levels = ("values",)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         last = len(self.values) - 1
         return at.xp.asarray(self.values, at.dtype)[at.xp.minimum(at.t, last)]
 
 
-def as_schedule(value: Any, *, every: int = 1) -> Schedule:
+def as_schedule(value: object, *, every: int = 1) -> Schedule:
     """`value` as a `Schedule`, counting in periods of `every` steps.
 
     A schedule is itself; a function ``step -> lr``, such as an optax schedule, and a
@@ -304,7 +316,7 @@ def as_schedule(value: Any, *, every: int = 1) -> Schedule:
     return schedule if every == 1 else replace(schedule, every=schedule.every * every)
 
 
-def _inner(place: str, value: Any) -> Schedule:
+def _inner(place: str, value: object) -> Schedule:
     if isinstance(value, Schedule):
         return value
     if callable(value) and not isinstance(value, type):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from graphlr.optim.lr_scheduler.base import (
     At,
+    Floats,
     Inner,
     Inners,
     Schedule,
@@ -46,7 +47,7 @@ class WarmupLR(Schedule):
     warmup_method: Annotated[str, choice("linear", "constant")] = "linear"
     warmup_prefix: Flag = False
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         n, low = self.warmup_iters, base * self.warmup_factor
         clock = at.xp.maximum(at.t, n) - (n if self.warmup_prefix else 0)
         after = base if self.schedule is None else self.schedule(base, clock)
@@ -55,7 +56,7 @@ class WarmupLR(Schedule):
         warm = at.blend(low, high, (0, n)) if linear else low
         return at.xp.where(at.t < n, warm, after)
 
-    def _momentum(self, at: At) -> Any:
+    def _momentum(self, at: At) -> Floats | None:
         start = self.warmup_iters if self.warmup_prefix else 0
         clock = at.xp.maximum(at.t - start, 0)
         return None if self.schedule is None else self.schedule.momentum(clock)
@@ -100,7 +101,7 @@ class SequentialLR(Schedule):
             fix = "OneCycleLR(..., cycle_momentum=False)"
             raise fault(ValueError, place, self.schedules, need, fix)
 
-    def _pick(self, at: At, evaluate: Callable[[Schedule, Any], Any]) -> Any:
+    def _pick(self, at: At, evaluate: Callable[[Schedule, Floats], Any]) -> Any:
         """The value of the schedule in charge; the others see the end of their part."""
         steps, restarts = self.milestones, self.interval_rescaling
         flags = (restarts,) * len(steps) if isinstance(restarts, bool) else restarts
@@ -115,10 +116,10 @@ class SequentialLR(Schedule):
             value = at.xp.where(at.t >= start, now, value)
         return value
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return self._pick(at, lambda inner, clock: inner(base, clock))
 
-    def _momentum(self, at: At) -> Any:
+    def _momentum(self, at: At) -> Floats | None:
         if self._inner[0].momentum(0) is None:
             return None
         return self._pick(at, lambda inner, clock: inner.momentum(clock))
@@ -148,7 +149,7 @@ class ChainedScheduler(Schedule):
             fix = "OneCycleLR(..., cycle_momentum=False)"
             raise fault(ValueError, place, self.schedules, need, fix)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         unit, divisor = (
             at.xp.ones((), at.dtype),
             at.xp.where(base == 0, at.xp.inf, base),
@@ -160,7 +161,7 @@ class ChainedScheduler(Schedule):
         factors = (inner(unit, at.t) for inner in self._inner if inner.relative)
         return math.prod(factors, start=value)
 
-    def _momentum(self, at: At) -> Any:
+    def _momentum(self, at: At) -> Floats | None:
         values = (inner.momentum(at.t) for inner in self._inner)
         return next((value for value in values if value is not None), None)
 
@@ -185,7 +186,7 @@ class SWALR(Schedule):
     swa_start: Count = field(default=0, kw_only=True)
     _levels = ("swa_lr",)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         start = self.swa_start
         clock = at.xp.minimum(at.t, start)
         before = base if self.schedule is None else self.schedule(base, clock)

@@ -9,6 +9,8 @@ from jax.typing import ArrayLike
 
 from graphlr.optim.lr_scheduler.base import (
     At,
+    Floats,
+    Ints,
     Schedule,
     float64,
 )
@@ -48,7 +50,7 @@ class CosineAnnealingWarmRestarts(Schedule):
     restart_limit: Count = 0
     _levels = ("eta_min",)
 
-    def _cycle(self, at: At) -> tuple[Any, Any, Any]:
+    def _cycle(self, at: At) -> tuple[Ints, Ints, Ints]:
         """The index of the cycle, the steps done in it and its length."""
         if self.T_mult == 1:
             return at.t // self.T_0, at.t % self.T_0, at.xp.full_like(at.t, self.T_0)
@@ -61,7 +63,7 @@ class CosineAnnealingWarmRestarts(Schedule):
         start, length = at.xp.asarray(table)[:, cycle]
         return cycle, at.t - start, length
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         cycle, done, length = self._cycle(at)
         whole = length.astype(at.dtype)
         down = at.share(done.astype(at.dtype), whole, "cos") * self.eta_min
@@ -122,7 +124,7 @@ class OneCycleLR(Schedule):
     def _length(self) -> int:
         return self.total_steps or (self.epochs or 0) * (self.steps_per_epoch or 0)
 
-    def _through(self, at: At, *levels: float) -> Any:
+    def _through(self, at: At, *levels: Floats) -> Floats:
         """The value at t of a curve that goes from level to level."""
         n, peak = self._length, self.pct_start * self._length - 1
         ends = (0.0, peak, 2 * peak, n - 1) if self.three_phase else (0.0, peak, n - 1)
@@ -133,12 +135,12 @@ class OneCycleLR(Schedule):
             value = at.xp.where(at.t <= math.floor(span[1]), phase, value)
         return value
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         start = self.max_lr / self.div_factor
         end = start / self.final_div_factor
         return self._through(at, *self._levels_of(start, self.max_lr, end))
 
-    def _momentum(self, at: At) -> Any:
+    def _momentum(self, at: At) -> Floats | None:
         if not self.cycle_momentum:
             return None
         low, high = self.base_momentum, self.max_momentum
@@ -175,7 +177,7 @@ class CyclicLR(Schedule):
     max_momentum: NonNegative = 0.9
     _levels = ("base_lr", "max_lr")
 
-    def _height(self, at: At) -> Any:
+    def _height(self, at: At) -> Floats:
         up = self.step_size_up
         down = self.step_size_down or up
         cycle, place = at.t // (up + down) + 1, at.t % (up + down)
@@ -188,9 +190,9 @@ class CyclicLR(Schedule):
             return side * at.power(0.5, cycle - 1)
         return side if self.mode == "triangular" else side * at.power(self.gamma, at.t)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return self.base_lr + (self.max_lr - self.base_lr) * self._height(at)
 
-    def _momentum(self, at: At) -> Any:
+    def _momentum(self, at: At) -> Floats | None:
         low, high = self.base_momentum, self.max_momentum
         return high - (high - low) * self._height(at) if self.cycle_momentum else None

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from graphlr.optim.lr_scheduler.base import (
     At,
+    Floats,
     Schedule,
     float64,
     host_values,
@@ -41,7 +42,7 @@ class StepLR(Schedule):
     step_size: Positive
     gamma: NonNegative = 0.1
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.power(self.gamma, at.t // self.step_size)
 
 
@@ -58,7 +59,7 @@ class MultiStepLR(Schedule):
     milestones: Steps
     gamma: NonNegative = 0.1
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.power(self.gamma, at.reached(self.milestones))
 
 
@@ -76,7 +77,7 @@ class ConstantLR(Schedule):
     factor: Annotated[float, starting("constant")] = 1 / 3
     total_iters: Count = 5
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.xp.where(at.t < self.total_iters, self.factor, 1.0)
 
 
@@ -94,7 +95,7 @@ class LinearLR(Schedule):
     end_factor: Unit = 1.0
     total_iters: Positive = 5
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.blend(
             self.start_factor, self.end_factor, (0, self.total_iters)
         )
@@ -110,7 +111,7 @@ class ExponentialLR(Schedule):
 
     gamma: NonNegative
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.power(self.gamma, at.t)
 
 
@@ -132,7 +133,7 @@ class PolynomialLR(Schedule):
     cycle: Flag = False
     _levels = ("end_lr",)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         xp, n = at.xp, self.total_iters
         t = xp.maximum(at.t, 1) if self.cycle else xp.minimum(at.t, n)
         end = n * -(-t // n) if self.cycle else xp.full_like(t, n)
@@ -156,7 +157,7 @@ class CosineDecayLR(Schedule):
     decay_steps: Positive
     alpha: NonNegative = 0.0
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.blend(1.0, self.alpha, (0, self.decay_steps), "cos")
 
 
@@ -175,7 +176,7 @@ class CosineAnnealingLR(Schedule):
     eta_min: NonNegative = 0.0
     _levels = ("eta_min",)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         fold = self.T_max - abs(self.T_max - at.t % (2 * self.T_max))
         return at._replace(t=fold).blend(base, self.eta_min, (0, self.T_max), "cos")
 
@@ -195,7 +196,7 @@ class LambdaLR(Schedule):
 
     lr_lambda: Function
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.call(self.lr_lambda, float64)
 
 
@@ -222,7 +223,7 @@ class MultiplicativeLR(Schedule):
         object.__setattr__(self, "_last", (step, product))
         return product
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         return base * at.call_back(self._product)
 
 
@@ -239,7 +240,7 @@ class PiecewiseLR(Schedule):
     pieces: Annotated[Sequence[tuple[int, float]], each(pair, least=1)]
     _levels = ("pieces",)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         steps, values = zip(*self.pieces, strict=True)
         ends = np.cumsum(steps[:-1], dtype=np.int64).clip(max=2**31 - 1)
         return at.xp.asarray(values, at.dtype)[at.reached(ends)]
@@ -258,7 +259,7 @@ class InverseSqrtLR(Schedule):
     warmup_iters: Positive
     warmup_factor: Unit = 0.0
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         n = self.warmup_iters
         warm = at.blend(self.warmup_factor, 1.0, (0, n))
         root = at.xp.sqrt(n / at.xp.maximum(at.t, n).astype(at.dtype))
@@ -283,7 +284,7 @@ class WarmupStableDecayLR(Schedule):
     warmup_factor: Unit = 0.0
     anneal_strategy: Strategy = "cos"
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         start = self.warmup_iters + self.stable_iters
         fall = (start, start + self.decay_iters)
         warm = at.blend(self.warmup_factor, 1.0, (0, self.warmup_iters))
@@ -316,7 +317,7 @@ class WarmupCosineLR(Schedule):
             fix = f"={self.warmup_iters + self.total_iters}"
             raise fault(ValueError, place, self.total_iters, need, fix)
 
-    def _lr(self, base: Any, at: At) -> Any:
+    def _lr(self, base: Floats, at: At) -> Floats:
         n = self.warmup_iters
         warm = at.blend(base * self.warmup_factor, base, (0, n))
         cosine = at.blend(base, self.end_lr, (n, self.total_iters), "cos")

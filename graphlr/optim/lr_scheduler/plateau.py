@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, SupportsFloat
 
 from graphlr.optim.lr_scheduler.settings import (
     at_least_0,
@@ -26,6 +26,18 @@ _CHECKS = {
     "eps": at_least_0,
 }
 _STATE = ("best", "num_bad_epochs", "cooldown_counter")
+
+
+class HasRates(Protocol):
+    """What has groups whose rates can be read and scaled: an optimizer."""
+
+    def lr(self) -> dict[str, float]:
+        """Every group's learning rate now, by name."""
+        ...
+
+    def scale_lr(self, factor: Mapping[str, float]) -> None:
+        """Multiply the rates of these groups."""
+        ...
 
 
 class ReduceLROnPlateau:
@@ -75,7 +87,7 @@ class ReduceLROnPlateau:
 
     def __init__(
         self,
-        optimizer: Any,
+        optimizer: HasRates,
         mode: str = "min",
         factor: float = 0.1,
         patience: int = 10,
@@ -99,7 +111,7 @@ class ReduceLROnPlateau:
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = 0
 
-    def step(self, metric: Any) -> bool:
+    def step(self, metric: SupportsFloat) -> bool:
         """Note one evaluation, and reduce the rates if it was one too many.
 
         Args:

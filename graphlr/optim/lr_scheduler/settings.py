@@ -12,7 +12,7 @@ _LARGEST = 10**9  # the sum of two settings still fits an int32 step
 
 
 def fault(
-    kind: type[Exception], place: str, value: Any, need: str, fix: str = ""
+    kind: type[Exception], place: str, value: object, need: str, fix: str = ""
 ) -> Exception:
     """An error: the place and its value, what it is not, what to type."""
     name = place.rpartition(" ")[2]
@@ -21,7 +21,7 @@ def fault(
 
 
 def _number(kind: Callable, need: str, allowed: Callable, fix: str) -> Check:
-    def check(place: str, value: Any) -> Any:
+    def check(place: str, value: object) -> Any:
         if isinstance(value, list | tuple):
             own = place.replace(": ", "(") + "=...)"
             groups = f'{{"params": ..., "lr_sch": {own}}} per group'
@@ -45,7 +45,7 @@ def _whole(least: int) -> Check:
 def choice(*options: str) -> Check:
     """One of `options`."""
 
-    def check(place: str, value: Any) -> str:
+    def check(place: str, value: object) -> object:
         if value not in options:
             need = f"one of {options}"
             raise fault(ValueError, place, value, need, f"={options[0]!r}")
@@ -54,14 +54,14 @@ def choice(*options: str) -> Check:
     return check
 
 
-def flag(place: str, value: Any) -> bool:
+def flag(place: str, value: object) -> bool:
     """A bool."""
     if not isinstance(value, bool | np.bool_):
         raise fault(TypeError, place, value, "a bool", "=True")
     return bool(value)
 
 
-def function(place: str, value: Any) -> Callable[[Any], Any]:
+def function(place: str, value: object) -> Callable[[Any], Any]:
     """A function of the step."""
     if not callable(value):
         need = 'a function of the step, one for a group: {"params": ..., "lr_sch": ...}'
@@ -69,7 +69,7 @@ def function(place: str, value: Any) -> Callable[[Any], Any]:
     return value
 
 
-def pair(place: str, value: Any) -> tuple[int, float]:
+def pair(place: str, value: object) -> tuple[int, float]:
     """A number of steps and a learning rate."""
     if not isinstance(value, Sequence) or len(value) != 2:
         need, fix = "a pair (steps, lr)", "PiecewiseLR([(1000, 0.1), (500, 0.01)])"
@@ -85,7 +85,7 @@ def optional(check: Check) -> Check:
 def each(check: Check, *, least: int = 0) -> Check:
     """A list of at least so many items that `check` allows, as a tuple."""
 
-    def check_all(place: str, values: Any) -> tuple:
+    def check_all(place: str, values: object) -> tuple:
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise fault(TypeError, place, values, "a list", f"=[{values!r}]")
         items = tuple(values)

@@ -1,33 +1,26 @@
-"""Adam and its family."""
+"""Adam, with its weight decay outside (AdamW), or for tables of few touched rows."""
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.transforms.adam import (
-    scale_by_adam,
-    scale_by_adamax,
-    scale_by_lazy_adam,
-    scale_by_nadam,
-    scale_by_radam,
-)
 from graphlr.optim.transforms.gradients import ascend
-from graphlr.optim.transforms.leaves import Number
-from graphlr.optim.transforms.momentum import scale_by_trust_ratio
-
-
-def _decayed(
-    direction: optax.GradientTransformation,
-    weight_decay: Number,
-    *,
-    decoupled: bool,
-    maximize: bool,
-) -> optax.GradientTransformation:
-    """`direction` of gradients with L2 decay, or with decay of the weights after it."""
-    decay = optax.add_decayed_weights(weight_decay)
-    parts = [direction, decay] if decoupled else [decay, direction]
-    return optax.chain(ascend(maximize), *parts)
+from graphlr.optim.transforms.leaves import (
+    NewSlots,
+    Number,
+    Slots,
+    per_leaf,
+)
+from graphlr.optim.transforms.moments import (
+    MomentsState,
+    corrections,
+    moments,
+    scale_by_adam,
+    with_decay,
+)
 
 
 class Adam(Optimizer):
@@ -57,7 +50,7 @@ class Adam(Optimizer):
         do_bias_correction: bool = True,
     ) -> optax.GradientTransformation:
         """The direction of a step."""
-        return _decayed(
+        return with_decay(
             scale_by_adam(
                 *betas, eps, amsgrad=amsgrad, bias_correction=do_bias_correction
             ),
@@ -104,138 +97,38 @@ class AdamW(Optimizer):
         )
 
 
-class Adamax(Optimizer, lr=2e-3):
-    """Adam with the largest recent gradient in place of the root of a mean square.
+def scale_by_lazy_adam(
+    b1: Number = 0.9, b2: Number = 0.999, eps: Number = 1e-8
+) -> optax.GradientTransformation:
+    """Adam for tables of which a step touches few rows: the others stay as they are.
 
-    `m += (1 - b1) (g - m)`; `u = max(b2 u, |g| + eps)`; `w -= lr / (1 - b1ᵗ) * m / u`.
-    The weight decay is coupled (L2).
+    A row (an entry of the first axis) whose gradient is exactly zero keeps its moments
+    and gets no update; the step is counted for all. The update of the others is
+    `sqrt(c2) / c1 * m / (sqrt(v) + eps)`.
 
-    Source: `torch.optim.Adamax`; Kingma and Ba 2015, section 7.1.
-
-    Example:
-        >>> Adamax("**").lr()
-        {'group0': 0.002}
-    """
-
-    @staticmethod
-    def rule(
-        betas: tuple[Number, Number] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0.0,
-        *,
-        maximize: bool = False,
-    ) -> optax.GradientTransformation:
-        """The direction of a step."""
-        direction = scale_by_adamax(*betas, eps)
-        return _decayed(direction, weight_decay, decoupled=False, maximize=maximize)
-
-
-class NAdam(Optimizer, lr=2e-3):
-    """Adam with Nesterov's look-ahead.
-
-    `mu(t) = b1 (1 - 0.5 * 0.96^(t * momentum_decay))`, P the product of `mu(1)` to
-    `mu(t)`; `w -= lr * (g (1 - mu(t)) / (1 - P) + m mu(t+1) / (1 - P mu(t+1))) /
-    (sqrt(v / c2) + eps)`. The weight decay is coupled (L2), unless
-    `decoupled_weight_decay`. `optax.nadam` has a constant momentum. PyTorch keeps P in
-    float32 whatever the parameters' dtype; here it is float64 under x64.
-
-    Source: `torch.optim.NAdam`; Dozat 2016.
+    Source: `torch.optim.SparseAdam`, for the dense gradients that JAX gives.
 
     Example:
-        >>> NAdam("**", momentum_decay=0.01).param_groups[0]["momentum_decay"]
-        0.01
+        >>> tx = scale_by_lazy_adam()
+        >>> g = jnp.array([[0.25], [0.0]])
+        >>> update, state = tx.update(g, tx.init(jnp.zeros((2, 1))))
+        >>> update.round(4).tolist()
+        [[1.0], [0.0]]
     """
 
-    @staticmethod
-    def rule(
-        betas: tuple[Number, Number] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0.0,
-        momentum_decay: Number = 4e-3,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-    ) -> optax.GradientTransformation:
-        """The direction of a step."""
-        return _decayed(
-            scale_by_nadam(*betas, eps, momentum_decay),
-            weight_decay,
-            decoupled=decoupled_weight_decay,
-            maximize=maximize,
-        )
+    def start(p: jax.Array) -> NewSlots:
+        return jnp.zeros_like(p), jnp.zeros_like(p)
 
+    def step(
+        g: jax.Array, _: object, slots: Slots, c1: jax.Array, c2: jax.Array
+    ) -> tuple[jax.Array, NewSlots]:
+        touched = jnp.any(g != 0, axis=tuple(range(1, g.ndim)), keepdims=True)
+        m, v = moments(g, slots, b1, b2)
+        direction = jnp.sqrt(c2) / c1 * m / (jnp.sqrt(v) + eps)
+        kept = jnp.where(touched, m, slots[0]), jnp.where(touched, v, slots[1])
+        return jnp.where(touched, direction, 0.0), kept
 
-class RAdam(Optimizer):
-    """Adam that rectifies its first steps: plain momentum until `rho(t) > 5`.
-
-    `rho(t) = rho_inf - 2 t b2ᵗ / (1 - b2ᵗ)`, `rho_inf = 2 / (1 - b2) - 1`; then
-    `w -= lr * m / c1 * r * sqrt(c2) / (sqrt(v) + eps)` with `r² = (rho - 4) (rho - 2)
-    rho_inf / ((rho_inf - 4) (rho_inf - 2) rho)`. The weight decay is coupled (L2),
-    unless `decoupled_weight_decay`. `optax.radam` starts at `rho(t) >= 5` and adds eps
-    after the correction.
-
-    Source: `torch.optim.RAdam`; Liu et al. 2020.
-
-    Example:
-        >>> RAdam("**", decoupled_weight_decay=True).lr()
-        {'group0': 0.001}
-    """
-
-    @staticmethod
-    def rule(
-        betas: tuple[Number, Number] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0.0,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-    ) -> optax.GradientTransformation:
-        """The direction of a step."""
-        return _decayed(
-            scale_by_radam(*betas, eps),
-            weight_decay,
-            decoupled=decoupled_weight_decay,
-            maximize=maximize,
-        )
-
-
-class LAMB(Optimizer):
-    """Adam with a rate for each parameter in proportion to its norm.
-
-    `d` as Adam's direction; `w -= lr * |w| / |d| * (d + weight_decay * w)`, the ratio 1
-    where a norm is zero and without bounds. `adam_w_mode=False` puts the decay into
-    the gradient instead (L2); `do_bias_correction=False` leaves `c = 1` in `d`.
-
-    OneFlow's `|d|` is without the decay; the paper, Apex and `optax.lamb` take
-    `|d + weight_decay * w|`, which is `decay_in_ratio=True`.
-
-    Source: `oneflow.optim.LAMB`; You et al. 2020, "Large batch optimization for deep
-    learning".
-
-    Example:
-        >>> LAMB("**", lr=0.02, weight_decay=0.01).param_groups[0]["adam_w_mode"]
-        True
-    """
-
-    @staticmethod
-    def rule(
-        betas: tuple[Number, Number] = (0.9, 0.999),
-        eps: Number = 1e-8,
-        weight_decay: Number = 0.0,
-        adam_w_mode: bool = True,
-        do_bias_correction: bool = True,
-        *,
-        maximize: bool = False,
-        decay_in_ratio: bool = False,
-    ) -> optax.GradientTransformation:
-        """The direction of a step."""
-        coupled, decoupled = (0.0, weight_decay) if adam_w_mode else (weight_decay, 0.0)
-        return optax.chain(
-            ascend(maximize),
-            optax.add_decayed_weights(coupled),
-            scale_by_adam(*betas, eps, bias_correction=do_bias_correction),
-            scale_by_trust_ratio(decoupled, decay_in_ratio=decay_in_ratio),
-        )
+    return per_leaf(MomentsState, start, step, lambda t: corrections(b1, b2, t))
 
 
 class SparseAdam(Optimizer):

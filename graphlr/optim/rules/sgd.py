@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from graphlr.optim.optimizer import Optimizer
-from graphlr.optim.transforms.gradients import ascend
-from graphlr.optim.transforms.leaves import Number, is_off
-from graphlr.optim.transforms.momentum import (
-    averaged_sgd,
-    scale_by_layer_rate,
-    scale_by_momentum,
+from graphlr.optim.transforms.gradients import ascend, norm
+from graphlr.optim.transforms.leaves import (
+    NewSlots,
+    Number,
+    Slots,
+    is_off,
+    per_leaf,
 )
+from graphlr.optim.transforms.momentum import scale_by_momentum
 
 
 class SGD(Optimizer):
@@ -58,6 +65,49 @@ class SGD(Optimizer):
         )
 
 
+class AverageState(NamedTuple):
+    """Averaged SGD: the average, the rate of the next step, steps of each parameter."""
+
+    ax: optax.Updates
+    eta: optax.Updates
+    steps: jax.Array
+
+
+def averaged_sgd(
+    lr: Number, lambd: Number, alpha: Number, t0: Number
+) -> optax.GradientTransformation:
+    """The whole step of averaged SGD, and the average of the weights in slot `ax`.
+
+    `w -= eta * (g + lambd * w)` with `eta = lr / (1 + lambd * lr * t) ** alpha`, t the
+    steps taken before; the learning rate is read when `eta` is made, a step ahead, but
+    for the first. `ax` is `w` itself until step `t0 + 2`, then the mean since then.
+
+    Source: `torch.optim.ASGD`; Polyak and Juditsky 1992.
+
+    Example:
+        >>> tx, w = averaged_sgd(0.5, 0.0, 0.75, 1e6), {"w": jnp.array([3.0])}
+        >>> update, state = tx.update({"w": jnp.array([2.0])}, tx.init(w), w)
+        >>> update["w"].tolist(), state.ax["w"].tolist()
+        ([-1.0], [2.0])
+    """
+
+    def step(
+        g: jax.Array, w: jax.Array, slots: Slots, t: jax.Array
+    ) -> tuple[jax.Array, NewSlots]:
+        ax, eta = slots
+        eta = jnp.where(t == 1, lr, eta)
+        update = -eta * (g + lambd * w)
+        weight = jnp.where(t == 1, 1.0, 1 / jnp.maximum(1.0, t - 1 - t0))
+        new = w + update
+        average = jnp.where(weight == 1, new, ax + weight * (new - ax))
+        return update, (average, lr / (1 + lambd * lr * t) ** alpha)
+
+    def start(p: jax.Array) -> NewSlots:
+        return jnp.zeros_like(p), jnp.zeros((), float)
+
+    return per_leaf(AverageState, start, step, lambda t: (t,))
+
+
 class ASGD(Optimizer, lr=1e-2):
     """Averaged stochastic gradient descent.
 
@@ -90,6 +140,33 @@ class ASGD(Optimizer, lr=1e-2):
             optax.add_decayed_weights(weight_decay),
             averaged_sgd(lr, lambd, alpha, t0),
         )
+
+
+def scale_by_layer_rate(
+    trust_coefficient: Number, weight_decay: Number, eps: Number
+) -> optax.GradientTransformation:
+    """LARS: `r * (g + weight_decay * w)` with a rate r for each parameter.
+
+    `r = trust_coefficient * |w| / (|g| + weight_decay * |w| + eps)`. Where `|w|` or
+    `|g|` is zero the gradient stays as it is, without decay. `optax.lars` takes the
+    norm of `g + weight_decay * w` instead.
+
+    Source: You, Gitman and Ginsburg 2017, equation 6.
+
+    Example:
+        >>> tx, w = scale_by_layer_rate(0.1, 0.0, 0.0), {"w": jnp.array([3.0, 4.0])}
+        >>> update, _ = tx.update({"w": jnp.array([2.0, 0.0])}, tx.init(w), w)
+        >>> update["w"].tolist()
+        [0.5, 0.0]
+    """
+
+    def one(g: jax.Array, w: jax.Array) -> jax.Array:
+        size, slope = norm(w), norm(g)
+        rate = trust_coefficient * size / (slope + weight_decay * size + eps)
+        zero = (size == 0) | (slope == 0)
+        return jnp.where(zero, g, rate * (g + weight_decay * w))
+
+    return optax.stateless(functools.partial(jax.tree.map, one))
 
 
 class LARS(Optimizer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +39,11 @@ def clip_by_norm(
         [0.6000000238418579, 0.800000011920929]
     """
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         coefficient = jnp.minimum(max_norm / (norm(updates, norm_type) + 1e-6), 1.0)
         clipped = jax.tree.map(lambda g: (g * coefficient).astype(g.dtype), updates)
@@ -49,7 +52,7 @@ def clip_by_norm(
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def norm(tree: Any, norm_type: float = 2.0) -> jax.Array:
+def norm(tree: optax.Params, norm_type: float = 2.0) -> jax.Array:
     """The p-norm over every number of `tree`, accumulated in float32 or wider.
 
     Example:
@@ -91,7 +94,11 @@ def centralize() -> optax.GradientTransformation:
         [-1.5, -0.5, 0.5, 1.5]
     """
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         for path, g in jax.tree_util.tree_leaves_with_path(updates):
             if g.ndim < 3:

@@ -14,8 +14,11 @@ import optax
 from jax.core import Tracer
 
 Number = float | jax.Array
+# Of one parameter. One that it doesn't have is None, and its step doesn't read it.
+NewSlots = tuple[jax.Array | None, ...]
+Slots = tuple[jax.Array, ...]
 # (gradient, parameter or None, its slots, its coefficients) -> (direction, new slots)
-Step = Callable[..., tuple[jax.Array, tuple[Any, ...]]]
+Step = Callable[..., tuple[jax.Array, NewSlots]]
 
 
 def is_off(number: Any) -> bool:
@@ -30,7 +33,7 @@ def is_off(number: Any) -> bool:
 
 def per_leaf(
     kind: Any,
-    start: Callable[[jax.Array], tuple[Any, ...]],
+    start: Callable[[jax.Array], NewSlots],
     step: Step,
     coefficients: Callable[[jax.Array], tuple[jax.Array, ...]] | None = None,
 ) -> optax.GradientTransformation:
@@ -63,14 +66,18 @@ def per_leaf(
     def fields_of(tree: Any, slots: list[tuple[Any, ...]]) -> list[Any]:
         return [tree.unflatten([mine[i] for mine in slots]) for i in range(width)]
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         leaves, tree = jax.tree.flatten(params)
         fields = fields_of(tree, [start(leaf) for leaf in leaves])
         if coefficients is None:
             return kind(*fields)
         return kind(*fields, jnp.zeros(len(leaves), jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.OptState]:
         grads, tree = jax.tree.flatten(updates)
         weights = [None] * len(grads) if params is None else tree.flatten_up_to(params)
         slots = zip(*map(tree.flatten_up_to, state[:width]), strict=True)

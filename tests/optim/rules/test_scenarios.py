@@ -8,7 +8,7 @@ import pytest
 
 import graphlr as glr
 from graphlr.optim.lr_scheduler import CosineAnnealingLR
-from tests.optim.test_golden_torch import (
+from tests.optim.rules.test_golden_torch import (
     DATA,
     MANIFEST,
     NAMES,
