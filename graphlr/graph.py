@@ -416,7 +416,7 @@ class Graph:
         start = "" if _OWN[0] in self.__dict__ else ": call super().__init__()"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{start}")
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in _OWN:
             self.__dict__[name] = value
             return

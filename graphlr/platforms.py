@@ -11,7 +11,7 @@ from jax.core import Tracer
 _platform = jax.make_user_context(None)
 
 
-def for_platform_of(arrays: Any) -> AbstractContextManager[None]:
+def for_platform_of(arrays: object) -> AbstractContextManager[None]:
     """Within it, what is traced is for the platform that `arrays` are on.
 
     `by_platform` then traces one form instead of both, which takes MobileNetV2's step a

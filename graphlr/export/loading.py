@@ -71,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> ExportedGraph:
     return ExportedGraph(manifest, programs, functions, state)
 
 
-def _check_readable(path: Any, manifest: Mapping[str, Any]) -> None:
+def _check_readable(path: str | os.PathLike[str], manifest: Mapping[str, Any]) -> None:
     number = manifest.get("format")
     if number != FORMAT:
         raise ExportError(
@@ -99,7 +99,9 @@ def _check_readable(path: Any, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _other_jax(path: Any, manifest: Mapping[str, Any], why: str) -> str:
+def _other_jax(
+    path: str | os.PathLike[str], manifest: Mapping[str, Any], why: str
+) -> str:
     return (
         f"{path} was exported with jax {manifest['jax']}, and this is jax "
         f"{jax.__version__}: {why}. pip install 'jax=={manifest['jax']}', or export "

@@ -84,7 +84,7 @@ example {'lr': 0.1}
         return repr(self._values)
 
 
-def as_python(value: Any) -> Any:
+def as_python(value: object) -> Any:
     """A number, a flag, or a tuple of numbers."""
     number = np.asarray(value).tolist()
     return tuple(number) if isinstance(number, list) else number

@@ -27,7 +27,7 @@ class Array(NamedTuple):
     number: int
 
 
-def describe(value: Any) -> Node:
+def describe(value: object) -> Node:
     """The node of `value`, which holds an `Array` in place of each array.
 
     Example:
@@ -167,7 +167,7 @@ def _numbered(entries: Sequence[Node], values: Sequence[Any]) -> Any:
     return enumerate(zip(entries, values, strict=True))
 
 
-def _expect(holds: bool, where: str, what: str, value: Any) -> None:
+def _expect(holds: bool, where: str, what: str, value: object) -> None:
     if not holds:
         raise TypeError(f"{where} must be {what}, not a {type(value).__name__}")
 
@@ -176,7 +176,7 @@ def _quoted(names: Any) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
-def _constant(node: Node, value: Any) -> str:
+def _constant(node: Node, value: object) -> str:
     match node:
         case None:
             return "None"

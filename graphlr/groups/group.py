@@ -13,7 +13,7 @@ from graphlr.messages import listing, unknown_key
 Check = Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]]
 
 
-def _select(params: Any, name: str) -> Selector:
+def _select(params: object, name: str) -> Selector:
     """The selector of the group `name`, which messages then name."""
     try:
         selector = Selector(params)
@@ -70,7 +70,7 @@ class ParamGroup(Mapping[str, Any]):
             raise KeyError(unknown_key(key, self._values, f"group {self.name!r}"))
         return self._values[key]
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         self.update({key: value})
 
     def update(self, values: Mapping[str, Any]) -> None:

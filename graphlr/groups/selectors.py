@@ -46,7 +46,7 @@ class Selector:
         Selector(Linear)
     """
 
-    def __init__(self, params: Any):
+    def __init__(self, params: object):
         """Understand `params`; see the class."""
         self.rest = params is ...
         self.may_be_empty = False
@@ -69,7 +69,7 @@ class Selector:
     def __str__(self) -> str:
         return self._text
 
-    def _add(self, params: Any, prefix: str) -> None:
+    def _add(self, params: object, prefix: str) -> None:
         if params is ...:
             return
         if isinstance(params, str):
@@ -163,7 +163,7 @@ def _is_named(item: Any) -> bool:
 
 
 def select_modules(
-    nodes: Mapping[Place, Param], modules: Any, what: str
+    nodes: Mapping[Place, Param], modules: object, what: str
 ) -> list[Place]:
     """The places of the modules that a selector selects, themselves and not inside.
 
@@ -212,7 +212,7 @@ def _glob(pattern: str) -> Matcher:
     return lambda param: bool(fullmatch(param.name) or fullmatch(param.path))
 
 
-def _is_filter(params: Any) -> bool:
+def _is_filter(params: object) -> bool:
     return callable(params) and not isinstance(params, nnx.Module)
 
 

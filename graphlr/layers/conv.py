@@ -62,7 +62,7 @@ def _patches_conv(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 def _is_plain(
     lhs: jax.Array,
     rhs: jax.Array,
-    dimension_numbers: Any = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
     lhs_dilation: Sequence[int] | None = None,
     precision: lax.PrecisionLike = None,
     **others: Any,

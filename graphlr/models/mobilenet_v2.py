@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import core
+from jax.typing import DTypeLike
 
 from graphlr.layers.batch_norm import BatchNorm
 from graphlr.layers.conv import Conv
@@ -144,8 +145,8 @@ class MobileNetV2(nnx.Module):
         stem_stride: int = 2,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         draw: Callable[[nnx.Module, jax.Array], None] = _draw_kernels,
     ):
         kwargs = {"rngs": _KEYLESS, "dtype": dtype, "param_dtype": param_dtype}
@@ -231,8 +232,8 @@ def mobilenet_v2(
     stem_stride: int = 2,
     *,
     rngs: nnx.Rngs,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> MobileNetV2:
     """Return a freshly initialised MobileNetV2, in training mode.
 

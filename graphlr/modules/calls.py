@@ -17,7 +17,7 @@ from flax import nnx
 Call = Callable[..., Any]
 
 
-def wrap(node: Any, around: Callable[[Call], Call]) -> None:
+def wrap(node: object, around: Callable[[Call], Call]) -> None:
     """Make calls of `node` go through `around(the original)`.
 
     Args:
@@ -36,7 +36,7 @@ def _subclass(kind: type, around: Callable[[Call], Call]) -> type:
     return type(kind)(kind.__name__, (kind,), {**named, "__call__": call})
 
 
-def recompute(node: Any) -> None:
+def recompute(node: object) -> None:
     """Make calls of `node` keep no activations: they are computed again for gradients.
 
     Arguments and results that are no arrays are constants.
@@ -46,11 +46,11 @@ def recompute(node: Any) -> None:
 
 def _again(call: Call) -> Call:
     @functools.wraps(call)
-    def again(module: Any, *args: Any, **kwargs: Any) -> Any:
+    def again(module: object, *args: Any, **kwargs: Any) -> Any:
         arrays, fill = _arrays((args, kwargs))
         fill_result: Any = None
 
-        def run(module: Any, arrays: list[Any]) -> Any:
+        def run(module: object, arrays: list[Any]) -> Any:
             nonlocal fill_result
             args, kwargs = fill(arrays)
             results, fill_result = _arrays(call(module, *args, **kwargs))
@@ -62,7 +62,7 @@ def _again(call: Call) -> Call:
     return again
 
 
-def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def _arrays(tree: object) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """The arrays of `tree`, and what puts others in their places."""
     leaves, structure = jax.tree.flatten(tree)
     places = [

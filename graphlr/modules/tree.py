@@ -21,7 +21,7 @@ from graphlr.modules.variables import as_arrays, read, write
 Edit = tuple[Place, Callable[[Any], None]]  # what to do with the copy of a module
 
 
-def is_module(value: Any) -> bool:
+def is_module(value: object) -> bool:
     """Whether `value` holds Variables: a module, Rngs, a metric, a Variable."""
     return isinstance(value, nnx.Pytree | nnx.Variable)
 
@@ -205,7 +205,7 @@ def _use_running_average(norm: Any) -> None:
     norm.use_running_average = True
 
 
-def _is_tracked(leaf: Any) -> bool:
+def _is_tracked(leaf: object) -> bool:
     """Whether a leaf of a module's state is a Variable with an array in it.
 
     Others (an array that is a plain attribute, what `sow` collected) are constants. A
@@ -216,7 +216,7 @@ def _is_tracked(leaf: Any) -> bool:
     )
 
 
-def _modules(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def _modules(value: object) -> list[tuple[tuple[Any, ...], Any]]:
     """Every module in `value`, with the keys that lead to it."""
     if is_module(value):
         return [((), value)]
@@ -230,7 +230,7 @@ def _modules(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
     ]
 
 
-def _replace(value: Any, modules: Iterator[Any]) -> Any:
+def _replace(value: object, modules: Iterator[Any]) -> Any:
     """`value` with its modules replaced by `modules`, in the order of `_modules`."""
     if is_module(value):
         return next(modules)

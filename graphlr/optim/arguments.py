@@ -17,6 +17,7 @@ from graphlr import keys
 from graphlr.groups.group import ParamGroup
 from graphlr.messages import unknown_key
 from graphlr.optim.group_keys import COMMON, at_step, check_value
+from graphlr.optim.lr_scheduler.base import LearningRate
 
 REQUIRED = object()  # in place of a default: some group or the optimizer must say
 
@@ -37,7 +38,7 @@ class Rule:
     takes_lr: bool = dataclasses.field(compare=False)
 
     def __call__(
-        self, hyper: Mapping[str, Any], lr: float | jax.Array
+        self, hyper: Mapping[str, Any], lr: LearningRate
     ) -> optax.GradientTransformation:
         """The rule with these hyperparameters; `lr` is for one that takes it."""
         return self.make(**hyper, **({"lr": lr} if self.takes_lr else {}))

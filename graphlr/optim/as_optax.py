@@ -31,7 +31,7 @@ from graphlr.optim.traced import GroupSpec, Values, group_lr, transform
 
 
 def as_optax(
-    params: Any,
+    params: optax.Params,
     groups: Sequence[ParamGroup],
     specs: tuple[GroupSpec, ...],
     values: Mapping[str, Values],
@@ -72,7 +72,7 @@ everything not named elsewhere, {'params': ...}.
 
 
 def lr_of(
-    state: Any, tx: optax.GradientTransformation | None = None
+    state: optax.OptState, tx: optax.GradientTransformation | None = None
 ) -> dict[str, float]:
     """Every group's learning rate for the next update, from a state of `as_optax`.
 
@@ -101,7 +101,7 @@ def lr_of(
     return {name: float(lr) for name, lr in rates.items()}
 
 
-def _groups_state(state: Any) -> GroupsState:
+def _groups_state(state: optax.OptState) -> GroupsState:
     """The one state of `as_optax` inside `state`."""
     nodes = jax.tree_util.tree_leaves_with_path(
         state, is_leaf=lambda node: isinstance(node, GroupsState)
@@ -121,7 +121,7 @@ def _groups_state(state: Any) -> GroupsState:
     return next(iter(found.values()))
 
 
-def _groups_of(tx: Any) -> _Groups:
+def _groups_of(tx: object) -> _Groups:
     """The groups of a transformation that `as_optax` returned."""
     groups = getattr(getattr(tx, "update", None), "__self__", None)
     if not isinstance(groups, _Groups):
@@ -144,14 +144,19 @@ class _Groups:
     labels: Mapping[str, str]  # {path: group name}
     start: int
 
-    def init(self, params: Any) -> GroupsState:
+    def init(self, params: optax.Params) -> GroupsState:
         step = jnp.asarray(self.start, jnp.int32)
         values = dict(jax.tree.map(jnp.copy, self.values))  # a state may be donated
         tx = transform(self.specs, values, self.labels, step)
         inner = tx.init(_by_path(params, self.labels))
         return GroupsState(step, values, self._rates(values, step), inner)
 
-    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
+    def update(
+        self,
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, GroupsState]:
         if not isinstance(state, GroupsState):
             raise TypeError(no_state("update", state))
         values = checked_values(state.values, self.values)
@@ -171,7 +176,7 @@ class _Groups:
     def rates(self, state: GroupsState) -> dict[str, Any]:
         return self._rates(checked_values(state.values, self.values), state.step)
 
-    def _rates(self, values: Mapping[str, Values], step: Any) -> dict[str, Any]:
+    def _rates(self, values: Mapping[str, Values], step: jax.Array) -> dict[str, Any]:
         return {s.name: group_lr(s, values[s.name], step) for s in self.specs}
 
 
@@ -183,7 +188,7 @@ def _in_dtype_of(new: jax.Array, old: jax.Array) -> jax.Array:
 # --- paths ----------------------------------------------------------------------------
 
 
-def _params_of(tree: Any) -> list[Param]:
+def _params_of(tree: optax.Params) -> list[Param]:
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
     )
@@ -191,7 +196,7 @@ def _params_of(tree: Any) -> list[Param]:
     return [Param(dotted(parts), parts, leaf) for parts, leaf in named]
 
 
-def _part(key: Any) -> Any:
+def _part(key: object) -> str | int:
     """The name or index that a pytree key stands for."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
@@ -199,7 +204,7 @@ def _part(key: Any) -> Any:
     return str(key)
 
 
-def _by_path(tree: Any, paths: Iterable[str]) -> dict[str, Any]:
+def _by_path(tree: optax.Params, paths: Iterable[str]) -> dict[str, jax.Array]:
     """The leaves of `tree` by path, in its own order; they must be those of `paths`."""
     now = [param.path for param in _params_of(tree)]
     other = {*now} ^ {*paths}

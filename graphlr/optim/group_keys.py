@@ -67,7 +67,7 @@ example {'lr': 0.1}
     return number
 
 
-def _curve(key: str, value: Any) -> Schedule:
+def _curve(key: str, value: object) -> Schedule:
     """A schedule that gives the number itself, because there is no base to scale."""
     curve, steps = as_schedule(value), (0, 1, 2, 10, 100)
     if not np.array_equal(curve.sample(0.0, steps), curve.sample(1.0, steps)):
@@ -196,7 +196,7 @@ def check_value(key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _is_numbers(default: Any) -> bool:
+def _is_numbers(default: object) -> bool:
     if not isinstance(default, tuple) or not default:
         return False
     return all(isinstance(entry, float | None) for entry in default)

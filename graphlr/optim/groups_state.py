@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from graphlr.messages import listing, unknown_key
 from graphlr.optim.traced import Values
@@ -50,7 +51,7 @@ class GroupsState(NamedTuple):
     step: jax.Array
     values: dict[str, Values]
     lr: dict[str, jax.Array]
-    inner: Any
+    inner: optax.OptState
 
 
 def no_state(what: str, given: object) -> str:
@@ -125,6 +126,6 @@ def check_slots(inner: Any, planned: Any) -> None:
         )
 
 
-def _kinds(tree: Any) -> Any:
+def _kinds(tree: optax.OptState | None) -> tuple[Hashable, list[tuple[int, ...]]]:
     """Structure and shapes, for comparison."""
     return jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)]

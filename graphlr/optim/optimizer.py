@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ from graphlr.optim.traced import (
     unpack,
 )
 from graphlr.runtime import wide
+
+_Made = TypeVar("_Made")
 
 
 class Optimizer:
@@ -96,7 +98,7 @@ class Optimizer:
 
     def __init__(
         self,
-        params: Any,
+        params: object,
         *args: Any,
         rule: Callable[..., optax.GradientTransformation] | None = None,
         **keys: Any,
@@ -156,7 +158,7 @@ class Optimizer:
         made.on_change = self._note_change
         self._note_change({}, made)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name in ("lr", "rule") or (name in self.__dict__ and name == "param_groups"):
             raise AttributeError(
                 f"optimizer.{name} can't be set: "
@@ -202,7 +204,7 @@ class Optimizer:
             for spec, group in zip(self.specs, self.param_groups, strict=True)
         }
 
-    def sample_lr(self, steps: int, *, lr_sch: Any = None) -> dict[str, np.ndarray]:
+    def sample_lr(self, steps: int, *, lr_sch: object = None) -> dict[str, np.ndarray]:
         """Every group's learning rates of updates 0 to `steps - 1`, float64[steps].
 
         Args:
@@ -223,7 +225,7 @@ class Optimizer:
             rates[group.name] = np.array(np.broadcast_to(rate, (steps,)), float)
         return rates
 
-    def as_optax(self, params: Any) -> optax.GradientTransformation:
+    def as_optax(self, params: optax.Params) -> optax.GradientTransformation:
         """The same groups as a plain optax transformation, for any pytree with paths.
 
         A snapshot: what becomes of the optimizer later does not reach it. Change
@@ -323,7 +325,7 @@ class Optimizer:
     def _numbers(self) -> jax.Array:
         return jnp.asarray(np.asarray(pack(self.specs, self.param_groups), float))
 
-    def _cached(self, name: str, version: Any, make: Callable[[], Any]) -> Any:
+    def _cached(self, name: str, version: Hashable, make: Callable[[], _Made]) -> _Made:
         if self._cache.get(name, (None,))[0] != version:
             self._cache[name] = (version, make())
         return self._cache[name][1]
@@ -357,7 +359,7 @@ class Optimizer:
         return f"{type(self).__name__}(\n{groups}\n)"
 
 
-def _is_ready(kind: Any) -> bool:
+def _is_ready(kind: object) -> bool:
     """Whether it is a class of optimizers with a rule, such as SGD."""
     return (
         isinstance(kind, type) and issubclass(kind, Optimizer) and hasattr(kind, "rule")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from graphlr import keys
 from graphlr.messages import listing
@@ -96,12 +97,12 @@ class Layout(NamedTuple):
     """Where each leaf of a state belongs; equal layouts hold interchangeable lists.
 
     Attributes:
-        tree: Tree structure of the state.
+        tree: Tree structure of the state; None where nobody puts it together again.
         slots: One for each leaf.
         types: Shape and dtype of each leaf.
     """
 
-    tree: Any
+    tree: Hashable
     slots: tuple[Slot, ...]
     types: tuple[jax.ShapeDtypeStruct, ...]
 
@@ -159,7 +160,7 @@ class Layout(NamedTuple):
         return leaves
 
 
-def layout_of(state: Any, labels: Mapping[str, str]) -> Layout:
+def layout_of(state: optax.OptState, labels: Mapping[str, str]) -> Layout:
     """The layout of a `multi_transform` state over `{path: parameter}`.
 
     Args:

@@ -8,20 +8,24 @@ float vector, unpacked while tracing into the numbers that `transform` builds on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from graphlr.groups.group import ParamGroup
 from graphlr.groups.selectors import Selector
 from graphlr.optim.arguments import Rule
 from graphlr.optim.group_keys import at_step
-from graphlr.optim.lr_scheduler.base import Schedule
+from graphlr.optim.lr_scheduler.base import LearningRate, Schedule
 from graphlr.optim.transforms.gradients import centralize, clip_by_norm
-from graphlr.optim.transforms.leaves import pieces
+from graphlr.optim.transforms.leaves import Number, pieces
 
-Values = Mapping[str, Any]  # key -> number or tuple of numbers, of one group
+# Of one group, by key: numbers, or as many of them as a tuple has.
+Values = Mapping[str, Any]
 
 # Numbers whose zero changes which slots exist: zero is a constant of the trace.
 _STRUCTURAL = ("momentum", "dampening")
@@ -56,7 +60,7 @@ class GroupSpec(NamedTuple):
     frozen: bool
 
 
-def is_live(value: Any) -> bool:
+def is_live(value: object) -> bool:
     """Whether a value is an input of the step: a number, or a tuple of numbers."""
     if isinstance(value, tuple):
         return bool(value) and all(isinstance(x, float) for x in value)
@@ -121,7 +125,9 @@ def pack(specs: Sequence[GroupSpec], groups: Sequence[ParamGroup]) -> list[float
     return numbers
 
 
-def unpack(specs: Sequence[GroupSpec], numbers: Any) -> dict[str, Values]:
+def unpack(
+    specs: Sequence[GroupSpec], numbers: jax.Array | np.ndarray | Sequence[float]
+) -> dict[str, Values]:
     """The vector of live numbers as `{group: {key: number or tuple}}`."""
     sizes = [sum(length or 1 for _, length in spec.live) for spec in specs]
     return {
@@ -130,16 +136,16 @@ def unpack(specs: Sequence[GroupSpec], numbers: Any) -> dict[str, Values]:
     }
 
 
-def _entries(spec: GroupSpec, numbers: Any) -> Values:
+def _entries(spec: GroupSpec, numbers: Iterable[Number]) -> Values:
     entries = iter(numbers)
 
-    def take(length: int) -> Any:
+    def take(length: int) -> Number | tuple[Number, ...]:
         return tuple(itertools.islice(entries, length)) if length else next(entries)
 
     return {key: take(length) for key, length in spec.live}
 
 
-def group_lr(spec: GroupSpec, values: Values, step: Any) -> Any:
+def group_lr(spec: GroupSpec, values: Values, step: ArrayLike) -> LearningRate:
     """`schedule(base lr, step) * lr_scale`, traced or in float64 on the host."""
     lr = spec.lr(0.0, step) if spec.lr else values["lr"]
     if spec.schedule:
@@ -147,7 +153,7 @@ def group_lr(spec: GroupSpec, values: Values, step: Any) -> Any:
     return lr * values["lr_scale"]
 
 
-def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
+def _hyper_now(spec: GroupSpec, values: Values, step: ArrayLike) -> dict[str, Any]:
     """Hyperparameters of the rule at `step`, a scheduled momentum among them."""
     names = spec.rule.defaults
     flags = {key: at_step(value, step) for key, value in spec.flags}
@@ -173,7 +179,7 @@ def _hyper_now(spec: GroupSpec, values: Values, step: Any) -> dict[str, Any]:
 
 
 def _group_transform(
-    spec: GroupSpec, values: Values, step: Any
+    spec: GroupSpec, values: Values, step: ArrayLike
 ) -> optax.GradientTransformation:
     lr = group_lr(spec, values, step)
     hyper = _hyper_now(spec, values, step)
@@ -189,7 +195,7 @@ def transform(
     specs: Sequence[GroupSpec],
     values: Mapping[str, Values],
     labels: Mapping[str, str],
-    step: Any,
+    step: ArrayLike,
 ) -> optax.GradientTransformation:
     """One `optax.multi_transform` over `{path: parameter}`; the numbers may be traced.
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from graphlr.groups.paths import Place
 from graphlr.modules.calls import Call, wrap
@@ -36,7 +37,7 @@ def _call() -> Iterator[bool]:
         _inside = around
 
 
-def cast(tree: Any, dtype: Any) -> Any:
+def cast(tree: Any, dtype: DTypeLike) -> Any:
     """Every float array of `tree` in `dtype`; modules in it are left alone.
 
     Example:
@@ -54,12 +55,12 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 
 @functools.cache
-def _casting(dtype: Any) -> Callable[[Call], Call]:
+def _casting(dtype: DTypeLike) -> Callable[[Call], Call]:
     """Casts arguments to `dtype`, and what `build` itself gets to float32."""
 
     def around(call: Call) -> Call:
         @functools.wraps(call)
-        def casting(module: Any, *args: Any, **kwargs: Any) -> Any:
+        def casting(module: object, *args: Any, **kwargs: Any) -> Any:
             args, kwargs = cast((args, kwargs), dtype)
             with _call() as nested:
                 result = call(module, *args, **kwargs)
@@ -95,7 +96,7 @@ def edits(
     return found
 
 
-def _is_own_norm(node: Any) -> bool:
+def _is_own_norm(node: object) -> bool:
     """A normalisation that isn't flax's, whose layers know what to keep in float32."""
     return "norm" in type(node).__name__.lower() and not hasattr(node, "dtype")
 

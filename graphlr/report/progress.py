@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, SupportsFloat
 
 from rich.console import Console
 from rich.progress import (
@@ -58,7 +58,7 @@ class StepProgress:
     ) -> None:
         self._progress.stop()
 
-    def advance(self, loss: Any, lr: Mapping[str, float]) -> None:
+    def advance(self, loss: SupportsFloat, lr: Mapping[str, float]) -> None:
         """One step is done; `loss` may be a device array that isn't ready yet."""
         now = self._progress.get_time()
         last = self._progress.tasks[0].remaining == 1

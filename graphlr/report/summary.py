@@ -146,7 +146,7 @@ def _inside(params: Sequence[Param], path: str) -> list[Param]:
 
 
 def _add_module(
-    lines: list[str], name: str, value: Any, path: str, params: Sequence[Param]
+    lines: list[str], name: str, value: object, path: str, params: Sequence[Param]
 ) -> None:
     """Add what `value`, which is at `path` and holds `params`, looks like."""
     depth = path.count(".") + 1
@@ -173,7 +173,7 @@ def _add_module(
         lines.append(f"{indent}  ... and {len(inside) - len(shown)} more")
 
 
-def _children(value: Any) -> list[tuple[Any, Any]]:
+def _children(value: object) -> list[tuple[Any, Any]]:
     """What a module, list, tuple or dict holds, by the names in paths."""
     if isinstance(value, dict):
         return list(value.items())

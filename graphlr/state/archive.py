@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _MANIFEST = "manifest.json"
 
@@ -127,7 +128,7 @@ def _part(archive: zipfile.ZipFile, name: str) -> bytes:
         raise
 
 
-def pack(array: Any) -> bytes:
+def pack(array: ArrayLike) -> bytes:
     """An array as the content of an `.npy` file.
 
     Example:

@@ -90,7 +90,7 @@ skip_nonfinite.
             )
         self.__dict__["_fixed"] = True
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name not in _DEFAULTS:
             raise AttributeError(unknown_key(name, _DEFAULTS, "config"))
         if self.__dict__["_fixed"]:
@@ -107,20 +107,20 @@ skip_nonfinite.
         return ", ".join(f"{k}={v!r}" for k, v in self.changed().items()) or "defaults"
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"config.{name} is {value!r}: give True or False")
     return value
 
 
-def _amp(name: str, value: Any) -> str | None:
+def _amp(name: str, value: object) -> str | None:
     value = getattr(value, "__name__", value)  # jnp.bfloat16
     if value not in (None, "bfloat16", "float16"):
         raise ValueError(f"config.{name} is {value!r}: give 'bfloat16' or 'float16'")
     return value
 
 
-def _parts(name: str, value: Any) -> int:
+def _parts(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"config.{name} is {value!r}: give a number of parts, 4")
     if value < 1:
@@ -133,7 +133,7 @@ def _as_in_a_group(key: str) -> Callable[[str, Any], Any]:
     return lambda name, value: check_value(key, value, None)
 
 
-def _skips(name: str, value: Any) -> int:
+def _skips(name: str, value: object) -> int:
     if isinstance(value, bool):
         return _SKIPS_IN_A_ROW * value
     if not isinstance(value, int) or value < 1:
@@ -144,7 +144,7 @@ def _skips(name: str, value: Any) -> int:
     return value
 
 
-def _decay(name: str, value: Any) -> Any:
+def _decay(name: str, value: object) -> Any:
     if value is None or callable(value):
         return value
     decay = check_number(name, value)
@@ -156,7 +156,7 @@ def _decay(name: str, value: Any) -> Any:
     return decay
 
 
-def _selector(name: str, value: Any) -> Any:
+def _selector(name: str, value: object) -> Any:
     return value
 
 

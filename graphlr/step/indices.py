@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.typing import ArrayLike
 
 _SAME_VALUES = {
     "broadcast_in_dim",
@@ -18,7 +21,7 @@ _SAME_VALUES = {
 }
 
 
-def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
+def index_limits(jaxpr: Jaxpr, known: Mapping[Var, int]) -> dict[int, int]:
     """Sizes of the axes that integer inputs of a traced step index.
 
     A label out of range makes XLA read NaN without a word. Here every input that
@@ -42,6 +45,7 @@ def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
         {0: 5}
     """
     limits: dict[int, int] = {}
+    # Where a variable comes from: an input, and whether its size was added to it.
     origin: dict[Any, tuple[int, bool]] = {v: (i, False) for v, i in known.items()}
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -72,7 +76,8 @@ def index_limits(jaxpr: Any, known: dict[Any, int]) -> dict[int, int]:
         elif name == "gather" and sources[-1] and not sources[-1][1]:
             dims = equation.params["dimension_numbers"].start_index_map
             if len(dims) == 1 and _reads_nan(equation):
-                size = equation.invars[0].aval.shape[dims[0]]
+                operand = cast(ShapedArray, equation.invars[0].aval)
+                size = operand.shape[dims[0]]
                 limits = _smallest(limits, {sources[-1][0]: size})
     return limits
 
@@ -83,13 +88,13 @@ def _is_wrapped(sources: Sequence[tuple[int, bool] | None]) -> bool:
     return len(cases) == 2 and cases[0][0] == cases[1][0] and cases[0][1] != cases[1][1]
 
 
-def _reads_nan(gather: Any) -> bool:
+def _reads_nan(gather: JaxprEqn) -> bool:
     """Whether an index out of range gives NaN, and not what the program asked for."""
     mode, fill = str(gather.params["mode"]), gather.params["fill_value"]
     return "CLIP" not in mode and (fill is None or bool(np.isnan(fill)))
 
 
-def _inner(equation: Any) -> Any:
+def _inner(equation: JaxprEqn) -> Jaxpr | None:
     """The jaxpr of a call with the same inputs, if the equation is one."""
     inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
     inner = getattr(inner, "jaxpr", inner)
@@ -101,7 +106,7 @@ def _smallest(a: dict[int, int], b: dict[int, int]) -> dict[int, int]:
     return {i: min(a.get(i, b.get(i, 0)), b.get(i, a.get(i, 0))) for i in {**a, **b}}
 
 
-def check_range(array: Any, size: int, name: Callable[[], str]) -> None:
+def check_range(array: ArrayLike, size: int, name: Callable[[], str]) -> None:
     """Refuse indices that a host array visibly has out of range.
 
     Raises:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 
 from graphlr.runtime import wide
 
@@ -44,6 +45,9 @@ class Constant(NamedTuple):
         return f"the {self.type.__name__} {self.value!r}"
 
 
+Kind = ShapedArray | Constant
+
+
 class Signature(NamedTuple):
     """What a compiled step is made for; hashable.
 
@@ -53,8 +57,8 @@ class Signature(NamedTuple):
         wide: Whether 64-bit types are enabled.
     """
 
-    tree: Any
-    kinds: tuple[Any, ...]
+    tree: Hashable
+    kinds: tuple[Kind, ...]
     wide: bool = False
 
     def fill(self, arrays: Sequence[Any]) -> Any:
@@ -72,7 +76,7 @@ class Signature(NamedTuple):
         paths = jax.tree_util.tree_leaves_with_path(self.fill(self.kinds_as_leaves()))
         return [_name(path, positions) for path, _ in paths]
 
-    def kinds_as_leaves(self) -> list[Any]:
+    def kinds_as_leaves(self) -> list[ShapedArray]:
         """A stand-in for each traced leaf."""
         return [kind for kind in self.kinds if not isinstance(kind, Constant)]
 
@@ -157,7 +161,9 @@ class Signature(NamedTuple):
         return ", ".join(changed) or "the structure of the arguments"
 
 
-def read_arguments(build: Build, args: Any, kwargs: Any) -> tuple[Signature, list[Any]]:
+def read_arguments(
+    build: Build, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Signature, list[Any]]:
     """The signature of a call, and its arrays.
 
     Arrays are everything with a dtype, and Python numbers; strings, booleans, enums and
@@ -173,7 +179,7 @@ def read_arguments(build: Build, args: Any, kwargs: Any) -> tuple[Signature, lis
         (1, 'fast')
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
-    kinds: list[Any] = []
+    kinds: list[Kind] = []
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, _PLAIN) and leaf.dtype is not _OBJECT:
             kinds.append(jax.typeof(leaf))
@@ -225,7 +231,7 @@ def check_against(new: Signature, known: Signature, build: Build) -> None:
             )
 
 
-def registered(tree: Any) -> Any:
+def registered(tree: object) -> Any:
     """`tree`, once JAX knows every dataclass in it.
 
     Example:
@@ -241,7 +247,7 @@ def registered(tree: Any) -> Any:
     return tree
 
 
-def _register(leaf: Any) -> bool:
+def _register(leaf: object) -> bool:
     """Register the dataclass that `leaf` is an instance of, if it is one."""
     if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
         return False
@@ -275,11 +281,11 @@ def _positions(build: Build) -> list[str]:
     ] + rest
 
 
-def _short(kind: Any) -> str:
+def _short(kind: Kind) -> str:
     return str(kind) if isinstance(kind, Constant) else kind.str_short()
 
 
-def _object(leaf: Any) -> str:
+def _object(leaf: object) -> str:
     if isinstance(leaf, np.ndarray):
         return f"an array of Python objects, shape {leaf.shape}"
     return f"a {type(leaf).__name__}"

@@ -192,7 +192,7 @@ def _split(result: object) -> tuple[Arrays, Signature]:
     for leaf in leaves:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
             arrays.append(jnp.asarray(leaf))
-            kinds.append(None)
+            kinds.append(jax.typeof(leaf))
         elif isinstance(leaf, _CONSTANTS) or callable(leaf):
             kinds.append(Constant(type(leaf), leaf))
         else:

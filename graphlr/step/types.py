@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
 from graphlr.step.carried import Carried
@@ -14,7 +15,7 @@ from graphlr.step.signature import Signature
 
 Arrays = list[jax.Array]
 Batch = Sequence[ArrayLike]  # the arrays among the arguments of a call
-Numbers = Sequence[ArrayLike]  # the live numbers of each optimizer, float[n]
+Numbers = Sequence[jax.Array | np.ndarray]  # live, float[n] of each optimizer
 
 
 class OptimizerState(NamedTuple):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from graphlr.optim.slots import layout_of
-from graphlr.optim.transforms import scale_by_adam
+from graphlr.optim.transforms.moments import scale_by_adam
 
 PARAMS = {"m.a": jnp.ones(2), "m.b": jnp.ones(3), "m.c": jnp.ones(1)}
 

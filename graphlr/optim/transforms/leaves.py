@@ -21,7 +21,7 @@ Slots = tuple[jax.Array, ...]
 Step = Callable[..., tuple[jax.Array, NewSlots]]
 
 
-def is_off(number: Any) -> bool:
+def is_off(number: Number) -> bool:
     """Whether a momentum-like number is the constant zero, so that it needs no slot.
 
     Example:
@@ -97,7 +97,9 @@ def per_leaf(
     return optax.GradientTransformation(init, update)
 
 
-def pieces(vector: Any, sizes: Sequence[int]) -> list[Any]:
+def pieces(
+    vector: jax.Array | np.ndarray | Sequence[float], sizes: Sequence[int]
+) -> list[Any]:
     """`vector` cut into consecutive pieces.
 
     While tracing, the vector is computed once and the places of the cuts are hidden
@@ -112,15 +114,15 @@ def pieces(vector: Any, sizes: Sequence[int]) -> list[Any]:
         >>> pieces([0.1, 0.2, 0.3], [1, 2])
         [[0.1], [0.2, 0.3]]
     """
-    if not isinstance(vector, Tracer):
+    if not isinstance(vector, jax.Array) or not isinstance(vector, Tracer):
         entries = iter(vector)
         return [list(itertools.islice(entries, size)) for size in sizes]
     if len(sizes) == 1:
         return [jax.lax.optimization_barrier(vector)]
     starts = list(itertools.accumulate(sizes, initial=0))[:-1]
-    vector, *hidden = jax.lax.optimization_barrier([vector, *map(np.int32, starts)])
+    whole, *hidden = jax.lax.optimization_barrier([vector, *map(np.int32, starts)])
     return [
-        jax.lax.dynamic_slice(vector, (i,), (size,), allow_negative_indices=False)
+        jax.lax.dynamic_slice(whole, (i,), (size,), allow_negative_indices=False)
         for i, size in zip(hidden, sizes, strict=True)
     ]
 
@@ -134,8 +136,8 @@ def _entries(vectors: tuple[jax.Array, ...]) -> list[list[jax.Array]]:
     ]
 
 
-def _like(new: Any, old: Any) -> Any:
-    return None if old is None else new.astype(old.dtype)
+def _like(new: jax.Array | None, old: jax.Array | None) -> jax.Array | None:
+    return None if old is None or new is None else new.astype(old.dtype)
 
 
 def bias_correction(b: Number, steps: jax.Array) -> jax.Array:

@@ -5,13 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graphlr.optim.transforms import (
-    centralize,
-    clip_by_norm,
-    norm,
-    scale_by_adam,
-    scale_by_momentum,
-)
+from graphlr.optim.transforms.gradients import centralize, clip_by_norm, norm
+from graphlr.optim.transforms.moments import scale_by_adam
+from graphlr.optim.transforms.momentum import scale_by_momentum
 
 RNG = np.random.default_rng(0)
 GRADS = RNG.normal(size=(6, 3))
