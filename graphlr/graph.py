@@ -17,30 +17,23 @@ from jax.typing import ArrayLike
 from graphlr.engine.compiles import Compiles
 from graphlr.engine.guards import one_at_a_time
 from graphlr.engine.program import cost_of
-from graphlr.engine.runner import Runner
+from graphlr.engine.runner import Runner, asked
 from graphlr.export import saving
 from graphlr.export.batch_sizes import Request
 from graphlr.optim.optimizer import Optimizer
 from graphlr.precision.scalers import GradScaler, Scaler, StaticGradScaler
 from graphlr.report import summary
 from graphlr.runtime import jitting_is_off
-from graphlr.state.state_dict import (
-    Loaded,
-    Owned,
-    check_state,
-    ema_state,
-    loading_groups,
-    state_dict,
-    store_state,
-)
+from graphlr.state.loading import Loaded, load_state
+from graphlr.state.state_dict import Owned, ema_state, state_dict
 from graphlr.step.config import Config
+from graphlr.step.definition import Definition, check_attribute, check_open
 from graphlr.step.loops import stacked
-from graphlr.step.losses import Definition, Losses
+from graphlr.step.losses import Losses
 from graphlr.step.signature import Build
-from graphlr.step.types import STATS
 
-# Where a graph keeps its own two things: names that Python makes of `self.__runner` and
-# `self.__losses`, so that no attribute of a user's can be in their way.
+# What Python makes of `self.__runner` and `self.__losses`, the two things that a graph
+# keeps beside the user's attributes, which can't be in their way so.
 _OWN = ("_Graph__runner", "_Graph__losses")
 
 
@@ -54,9 +47,6 @@ class Graph:
 
     Args:
         training: Overrides the mode in which modules are traced.
-
-    Attributes:
-        config: Options, see `Config`; set them before the first call.
 
     Example:
         >>> import numpy as np, optax
@@ -134,14 +124,10 @@ class Graph:
                 f"not {type(optimizer).__name__}; an optax transformation is a rule: "
                 "glr.optim.Optimizer(model, rule=lambda: optax.scale_by_lion())"
             )
-        runner = self.__runner
-        if runner.compiles.count:
-            raise RuntimeError(
-                "add_optimizer comes too late, the graph is compiled: call it in "
-                "__init__, or optimizer.add_param_group({'params': ...}) at any time"
-            )
-        runner.optimizers.add(optimizer, lr_sch)
-        runner.plan = None
+        or_else = "or optimizer.add_param_group({'params': ...}) at any time"
+        self.__check_not_compiled("add_optimizer", or_else)
+        self.__runner.optimizers.add(optimizer, lr_sch)
+        self.__runner.plan = None
 
     def set_grad_scaler(self, scaler: Scaler) -> None:
         """Scale the loss, for float16: `GradScaler()` or `StaticGradScaler(128.0)`.
@@ -154,11 +140,7 @@ class Graph:
             raise TypeError(
                 f"set_grad_scaler takes glr.GradScaler(), not {type(scaler).__name__}"
             )
-        if self.__runner.compiles.count:
-            raise RuntimeError(
-                "set_grad_scaler comes too late, the graph is compiled: call it in "
-                "__init__"
-            )
+        self.__check_not_compiled("set_grad_scaler")
         self.__runner.scaler = scaler
 
     # --- what a user calls ---
@@ -190,11 +172,9 @@ class Graph:
     def scan(self, *args: Any, **kwargs: Any) -> Any:
         """Several steps in one run: cheaper for small models, equal to as many calls.
 
-        Args:
-            args: As for a call, each array with one axis more in front, one entry a
-                step; a tuple of them; or a list of batches, which are stacked. Arrays
-                without axes are the same for all steps.
-            kwargs: Likewise.
+        Arguments are those of a call, each array with one axis more in front, one entry
+        a step; a tuple of them; or a list of batches, which are stacked. Arrays without
+        axes are the same for all steps.
 
         Returns:
             What `build` returned, each array with the leading axis.
@@ -207,14 +187,9 @@ class Graph:
             return self.__runner.scan(self.__definition, args, kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> Compiles:
-        """Compile for arguments like these, without running.
+        """Compile for arguments like these, without running; every compilation so far.
 
-        Args:
-            args: Arrays, or `jax.ShapeDtypeStruct`s in their place.
-            kwargs: Likewise.
-
-        Returns:
-            Every compilation so far.
+        `jax.ShapeDtypeStruct`s may stand for arrays.
         """
         with one_at_a_time:
             self.__runner.prepared(self.__definition, args, kwargs)
@@ -223,14 +198,11 @@ class Graph:
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
         """The step for arguments like these as JAX lowered it: `.as_text()`."""
         with one_at_a_time:
-            return self.__runner.lowered(self.__definition, args, kwargs)
+            what = asked(self.__definition, args, kwargs)
+            return self.__runner.traced(what).lower()
 
     def cost(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """What a step costs, by XLA's own count.
-
-        Args:
-            args: As for `compile`; without any the last signature compiled.
-            kwargs: Likewise.
+        """What a step costs, by XLA's own count; without arguments the last compiled.
 
         Returns:
             `flops`; `bytes` read and written; and in bytes of memory `temporary_memory`
@@ -257,7 +229,7 @@ class Graph:
 
         Args:
             path: Of the file; what was there is kept until all is written.
-            args: As for `compile`; without any the last signature compiled.
+            args: As for `compile`; without any, and without `kwargs`, the last ones.
             symbolic: Whether for any batch size (None: if it can be traced so).
             platforms: Where it is to run, of "cpu", "cuda", "rocm" and "tpu".
             kwargs: Likewise.
@@ -279,7 +251,7 @@ class Graph:
         if level not in (-1, 0, 1, 2, 3):
             raise ValueError(f"debug level is {level!r}: give -1, 0, 1, 2 or 3")
         tell = functools.partial(summary.print_program, self.__runner, level)
-        self.__runner.on_compile = tell if level >= 0 else None
+        self.__runner.programs.on_compile = tell if level >= 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, by dotted name.
@@ -301,29 +273,16 @@ class Graph:
 
         Args:
             state: From `state_dict`.
-            strict: Whether a missing or an unexpected entry is an error.
-
-        Returns:
-            The keys that were `missing` and `unexpected`, for `strict=False`.
+            strict: Whether a missing or an unexpected entry is an error; if not, they
+                are returned.
 
         Raises:
             ValueError: Entries are missing, unexpected or of another shape or dtype,
                 or a group without a name holds other parameters; nothing is loaded
                 then. (Also a RuntimeError, as PyTorch raises.)
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(
-                f"load_state_dict takes what state_dict gave, not {state!r}: "
-                "np.load('state.npz') for a file"
-            )
-        runner = self.__runner
-        with one_at_a_time, loading_groups(state, runner.optimizers):
-            owned = self.__owned()
-            checked = check_state(state, owned, strict=strict)
-            if owned.plan is not runner.plan:
-                runner.adopt(owned.plan)
-            store_state(checked, owned.plan, runner.live)
-            return checked.loaded
+        with one_at_a_time:
+            return load_state(self.__runner, self.__definition, state, strict=strict)
 
     # --- what a user reads ---
 
@@ -361,16 +320,11 @@ class Graph:
 
     @property
     def ema_state(self) -> dict[str, Any]:
-        """The averages, and all that isn't averaged as it is now, by path.
+        """The averages (`config.ema_decay`), and all else as it is now, by path.
 
         `evaluate.load_state_dict(train.ema_state)` puts them into an eval graph over a
         copy of the model, `nnx.clone(model)`.
-
-        Raises:
-            RuntimeError: `config.ema_decay` is not set.
         """
-        if self.config.ema_decay is None:
-            raise RuntimeError("graph.ema_state needs config.ema_decay = 0.999")
         with one_at_a_time:
             return ema_state(self.__owned())
 
@@ -380,26 +334,14 @@ class Graph:
 
         `grad_norm` (of the gradient before clipping), `update_norm`, `update_ratio`
         (the update's norm over that of the parameters: about 1e-3 is usual, 0.1 is too
-        fast, 1e-6 too slow) and `lr`.
-
-        Raises:
-            RuntimeError: `config.group_stats` is not set, or nothing was called yet.
+        fast, 1e-6 too slow) and `lr`; with `config.group_stats`, after a call.
         """
-        stats = self.__runner.report.stats
-        if stats is None:
-            raise RuntimeError(
-                "graph.group_stats needs config.group_stats = True and a call"
-            )
-        rows = jax.device_get(stats).tolist()
-        return {
-            group.name: dict(zip(STATS, row, strict=True))
-            for group, row in zip(self.__runner.optimizers.groups, rows, strict=True)
-        }
+        return self.__runner.group_stats()
 
     @property
     def compiles(self) -> Compiles:
         """Every compilation so far: `count`, `seconds` and `why`."""
-        return self.__runner.compiles
+        return self.__runner.programs.compiles
 
     def __repr__(self) -> str:
         if _OWN[0] not in self.__dict__:
@@ -425,15 +367,7 @@ class Graph:
                 f"self.{name} is set before the graph is initialised: call "
                 "super().__init__() first"
             )
-        if isinstance(value, Optimizer):
-            raise AttributeError(
-                f"self.{name} = optimizer would train nothing: "
-                "self.add_optimizer(optimizer)"
-            )
-        if hasattr(Graph, name):
-            raise AttributeError(
-                f"{name} is Graph's own: call the attribute something else"
-            )
+        check_attribute(name, value, taken=hasattr(Graph, name))
         self.__check_open(f"self.{name} is set")
         self.__dict__[name] = value
         self.__runner.plan = None
@@ -445,14 +379,16 @@ class Graph:
         del self.__dict__[name]
         self.__runner.plan = None
 
-    def __check_open(self, what: str) -> None:
-        """Refuse an edit of attributes that the compiled step would not see."""
-        if self.__losses is not None or self.__runner.compiles.count:
-            where = "inside build()" if self.__losses is not None else "after a call"
-            raise AttributeError(
-                f"{what} {where}, where it has no effect on the compiled step: set it "
-                "in __init__, or pass it to build() and return it"
+    def __check_not_compiled(self, method: str, instead: str = "") -> None:
+        if self.__runner.programs.compiles.count:
+            raise RuntimeError(
+                f"{method} comes too late, the graph is compiled: call it in __init__"
+                f"{instead and ', '}{instead}"
             )
+
+    def __check_open(self, what: str) -> None:
+        compiled = bool(self.__runner.programs.compiles.count)
+        check_open(what, tracing=self.__losses is not None, compiled=compiled)
 
     # --- what the rooms below are given ---
 

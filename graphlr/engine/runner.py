@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr
 
-from graphlr.engine.compiles import Compile, Compiles
 from graphlr.engine.guards import check_ranges
 from graphlr.engine.live import Live
 from graphlr.engine.optimizers import Optimizers
 from graphlr.engine.program import OtherTypesError, Program, compile_step
+from graphlr.engine.programs import FIRST, Asked, Programs
 from graphlr.engine.skips import SkipWatch, why_skipped
 from graphlr.modules.variables import as_arrays
 from graphlr.platforms import for_platform_of
@@ -31,19 +30,24 @@ from graphlr.runtime import garbage_collection_off
 from graphlr.step import carried
 from graphlr.step.carried import Carried
 from graphlr.step.config import Config
+from graphlr.step.definition import Definition
 from graphlr.step.loops import scanned
-from graphlr.step.losses import Definition
 from graphlr.step.plan import Plan, check_unchanged, make_plan
-from graphlr.step.signature import Signature, check_against, read_arguments
+from graphlr.step.signature import Signature, read_arguments
 from graphlr.step.step import make_step
-from graphlr.step.types import Batch, Report, Step
+from graphlr.step.types import STATS, Report, Step
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("graphlr")
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
-_FIRST, _REGROUPED = "first call", "the structure of a group changed"
+_REGROUPED = "the structure of a group changed"
+
+
+def asked(definition: Definition, args: Args, kwargs: Kwargs) -> Asked:
+    """One step for these arguments."""
+    return Asked(definition, *read_arguments(definition.build, args, kwargs))
 
 
 class Runner:
@@ -59,10 +63,7 @@ class Runner:
         plan: What the last call was planned for; None: nothing was called yet.
         live: The arrays of the next step at their owners.
         report: What may be seen of the last step.
-        compiles: Every compilation so far.
-        programs: Compiled steps by signature and number of steps (0: one call).
-        on_compile: Called with definition, signature, number of steps and batch of a
-            new program.
+        programs: Every compiled step, and the record of compilations.
     """
 
     def __init__(self) -> None:
@@ -73,19 +74,30 @@ class Runner:
         self.plan: Plan | None = None
         self.live = Live((), (), (), Carried())
         self.report = Report()
-        self.compiles = Compiles()
-        self.programs: dict[tuple[Signature, int], Program] = {}
-        self.on_compile: Callable[[Definition, Signature, int, Batch], None] | None = (
-            None
-        )
+        self.programs = Programs()
         self._skips = SkipWatch()
         self._version: Sequence[Hashable] | None = None
-        self._why = _FIRST
 
     @property
     def training_mode(self) -> bool:
         """Whether modules are traced in train mode."""
         return bool(self.optimizers) if self.training is None else self.training
+
+    def group_stats(self) -> dict[str, dict[str, float]]:
+        """What the last step did to every group; waits for the device.
+
+        Raises:
+            RuntimeError: That was not asked for, or there was no step.
+        """
+        if self.report.stats is None:
+            raise RuntimeError(
+                "graph.group_stats needs config.group_stats = True and a call"
+            )
+        rows = jax.device_get(self.report.stats).tolist()
+        return {
+            group.name: dict(zip(STATS, row, strict=True))
+            for group, row in zip(self.optimizers.groups, rows, strict=True)
+        }
 
     # --- the plan ---
 
@@ -108,33 +120,30 @@ class Runner:
         ]
         return plan, Live(plan.trained, plan.extras, held, self._carried_for(plan))
 
-    def adopt(self, plan: Plan, why: str | None = None) -> None:
+    def adopt(self, plan: Plan, why: str = _REGROUPED) -> None:
         """Carry a plan out: from now on the step is the one that it asks for.
 
         Programs stay if it asks for the same step as the last one.
 
         Args:
             plan: From `make_plan`.
-            why: What made it necessary, for the record of the next compilation; None:
-                it is the first, or the structure of a group changed.
+            why: What made it necessary, for the record of the next compilation.
         """
-        if why is None:
-            why = _FIRST if self.plan is None else _REGROUPED
         slots = self.optimizers.slots_for(plan.slots)  # may raise: so it comes first
         plan.modules.store_arrays()
         carried_over = self._carried_for(plan)
         if self.plan is None or not plan.asks_same_step(self.plan):
-            self.programs = {}
+            self.programs.clear(why)
         self.optimizers.adopt(plan.slots, slots)
         self.live = Live(plan.trained, plan.extras, self.optimizers.held, carried_over)
         self._version = self.optimizers.version
-        self.plan, self._why = plan, why
+        self.plan = plan
 
     def _planned(self, definition: Definition) -> tuple[Plan, str]:
         """The last plan if it still is right, or a new one; and why it is new."""
         plan = self.plan
         if plan is None:
-            return self._make_plan(definition), _FIRST
+            return self._make_plan(definition), FIRST
         check_unchanged(plan)
         version = self.optimizers.version
         if version != self._version:
@@ -143,13 +152,14 @@ class Runner:
             self._version = version  # only numbers did: don't compare them again
         if not self.optimizers.have_adopted(plan.slots):
             return self._make_plan(definition), "another graph used the optimizer"
-        return plan, self._why
+        return plan, ""
 
     def _make_plan(self, definition: Definition) -> Plan:
         with garbage_collection_off():
             return make_plan(definition.attributes, self.optimizers)
 
     def _carried_for(self, plan: Plan) -> Carried:
+        """What a step by `plan` carries along: of the last one what is still wanted."""
         if not self.optimizers:
             return Carried()
         params = dict(zip(plan.names, as_arrays(plan.trained), strict=True))
@@ -169,198 +179,117 @@ class Runner:
             scaler=self.scaler,
         )
 
-    def program(
-        self,
-        definition: Definition,
-        plan: Plan,
-        signature: Signature,
-        batch: Batch,
-        steps: int = 0,
-    ) -> Program:
-        """The compiled step for a signature, compiled now if there is none.
+    def prepared(self, definition: Definition, args: Args, kwargs: Kwargs) -> Program:
+        """The compiled step for arguments like these; without any the last one."""
+        plan, last = self.ready(definition), self.programs.last
+        if not (args or kwargs) and last is not None:
+            return last[1]
+        return self._program(plan, asked(definition, args, kwargs))
 
-        Args:
-            definition: The graph as the user wrote it.
-            plan: What the Variables are for.
-            signature: Of the arguments of one step.
-            batch: The arrays, with a leading axis of `steps` if that isn't 0.
-            steps: How many steps it does in one run; 0 for a plain call.
-        """
-        known = self.programs.get((signature, steps))
+    def traced(self, what: Asked) -> jax.stages.Traced:
+        """The step as JAX traces it; changes nothing."""
+        plan, live = self.peek(what.definition)
+        state, inputs = live.state(), live.inputs(self.optimizers.numbers, what.batch)
+        with for_platform_of((state, inputs)):
+            return jax.jit(self._step(plan, what)).trace(state, inputs)
+
+    def _step(self, plan: Plan, what: Asked) -> Step:
+        """One step, or as many as are asked for in one run."""
+        step = self.step(what.definition, plan, what.signature)
+        return scanned(step) if what.steps else step
+
+    def _program(self, plan: Plan, what: Asked) -> Program:
+        """The compiled step, compiled now if there is none."""
+        known = self.programs.find(what)
         if known is not None:
             return known
-        program = self._compile(definition, plan, signature, batch, steps)
-        self.programs[signature, steps] = program
-        if self.on_compile is not None:
-            self.on_compile(definition, signature, steps, batch)
-        return program
+        self._check_options(what)
 
-    def _compile(
-        self,
-        definition: Definition,
-        plan: Plan,
-        signature: Signature,
-        batch: Batch,
-        steps: int,
-    ) -> Program:
-        name, build = definition.name, definition.build
-        why = self._why_compiling(definition, signature, steps)
-        self.config.fix(training=bool(self.optimizers))
-        self._warn_of_float16()
-        signature.check_parts(self.config.gradient_accumulation_steps, build)
-        step = self.step(definition, plan, signature)
-        state = self.live.state()
-        inputs = self.live.inputs(self.optimizers.numbers, batch)
-        try:
-            program = compile_step(
-                scanned(step) if steps else step,
+        def compile_now() -> Program:
+            return compile_step(
+                self._step(plan, what),
                 plan,
-                state,
-                inputs,
+                self.live.state(),
+                self.live.inputs(self.optimizers.numbers, what.batch),
                 donate=bool(self.optimizers) and self.config.donate,
             )
-        except Exception as error:
-            given = signature.describe(build).items()
-            listed = ", ".join(f"{key}: {kind}" for key, kind in given)
-            if isinstance(error, AttributeError) and "backward" in str(error):
-                error.add_note("in build() it is self.backward(loss)")
-            error.add_note(
-                f"while tracing {name}.build with {listed or 'no arguments'}"
-            )
-            raise
-        record = Compile(
-            why, program.trace_seconds, program.compile_seconds, program.cached
-        )
-        self.compiles.records.append(record)
-        seconds = record.trace_seconds + record.compile_seconds
-        _log.info("compiled %s in %.1f s: %s", name, seconds, why)
-        return program
 
-    def _why_compiling(
-        self, definition: Definition, signature: Signature, steps: int
-    ) -> str:
-        if not self.programs:
-            return self._why
-        last, length = list(self.programs)[-1]
-        check_against(signature, last, definition.build)
-        if steps != length:
-            return f"{steps} steps in one run" if steps else "one step in a run"
-        return signature.difference(last, definition.build)
+        return self.programs.make(what, compile_now)
 
-    def _warn_of_float16(self) -> None:
-        half = self.config.amp == "float16"
-        if half and self.optimizers and self.scaler is None:
+    def _check_options(self, what: Asked) -> None:
+        """Refuse options that can't be, and fix the others: they are compiled in."""
+        config = self.config
+        config.fix(training=bool(self.optimizers))
+        if config.amp == "float16" and self.optimizers and self.scaler is None:
             warnings.warn(
                 "config.amp = 'float16' without a loss scale: small gradients become "
                 "zero. self.set_grad_scaler(glr.GradScaler()) in __init__, or "
                 "'bfloat16', which needs none",
                 stacklevel=5,
             )
-
-    def prepared(self, definition: Definition, args: Args, kwargs: Kwargs) -> Program:
-        """The compiled step for arguments like these; without any the last one."""
-        plan = self.ready(definition)
-        if not (args or kwargs) and self.programs:
-            return list(self.programs.values())[-1]
-        signature, batch = read_arguments(definition.build, args, kwargs)
-        return self.program(definition, plan, signature, batch)
-
-    def lowered(
-        self, definition: Definition, args: Args, kwargs: Kwargs
-    ) -> jax.stages.Lowered:
-        """The step for arguments like these as JAX lowered it."""
-        signature, batch = read_arguments(definition.build, args, kwargs)
-        return self._traced(definition, signature, batch).lower()
-
-    def jaxpr(
-        self, definition: Definition, signature: Signature, batch: Batch
-    ) -> ClosedJaxpr:
-        """The traced step."""
-        return self._traced(definition, signature, batch).jaxpr
-
-    def _traced(
-        self, definition: Definition, signature: Signature, batch: Batch
-    ) -> jax.stages.Traced:
-        plan, live = self.peek(definition)
-        state, inputs = live.state(), live.inputs(self.optimizers.numbers, batch)
-        with for_platform_of((state, inputs)):
-            step = self.step(definition, plan, signature)
-            return jax.jit(step).trace(state, inputs)
+        what.signature.check_parts(
+            config.gradient_accumulation_steps, what.definition.build
+        )
 
     # --- runs ---
 
     def call(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """One step."""
         plan = self.ready(definition)
-        signature, batch = read_arguments(definition.build, args, kwargs)
-        return self._run_compiled(definition, plan, signature, batch)
+        return self._run_compiled(plan, asked(definition, args, kwargs))
 
     def eager(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """One step, operation by operation."""
         plan = self.ready(definition)
-        signature, batch = read_arguments(definition.build, args, kwargs)
+        what = asked(definition, args, kwargs)
         parts = self.config.gradient_accumulation_steps
-        signature.check_parts(parts, definition.build)
-        step = self.step(definition, plan, signature)
-        return self._run(definition, plan, step, batch)
+        what.signature.check_parts(parts, definition.build)
+        return self._run(plan, self.step(definition, plan, what.signature), what)
 
     def scan(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """As many steps as the leading axis of the arrays is long, in one run."""
         plan = self.ready(definition)
-        whole, batch = read_arguments(definition.build, args, kwargs)
-        signature, steps = whole.of_one_step(definition.build)
-        if (signature, steps) not in self.programs:
+        whole = asked(definition, args, kwargs)
+        signature, steps = whole.signature.of_one_step(definition.build)
+        what = whole._replace(signature=signature, steps=steps)
+        if self.programs.find(what) is None:
             _warn_of_convolutions(plan)
-        return self._run_compiled(definition, plan, signature, batch, steps)
+        return self._run_compiled(plan, what)
 
-    def _run_compiled(
-        self,
-        definition: Definition,
-        plan: Plan,
-        signature: Signature,
-        batch: Batch,
-        steps: int = 0,
-    ) -> Any:
-        """Run the program for a signature, compiled anew if it doesn't fit any more."""
-        known = self.programs.get((signature, steps))
-        program = known or self.program(definition, plan, signature, batch, steps)
+    def _run_compiled(self, plan: Plan, what: Asked) -> Any:
+        """Run the program for what is asked, made anew if it doesn't fit any more."""
+        known = self.programs.find(what)
+        program = known or self._program(plan, what)
         if program.limits:
-            check_ranges(program.limits, batch, signature, definition.build)
+            build = what.definition.build
+            check_ranges(program.limits, what.batch, what.signature, build)
         try:
-            return self._run(definition, plan, program.run, batch, steps=steps or 1)
+            return self._run(plan, program.run, what)
         except OtherTypesError as error:
             mismatch = error.mismatch
-        if any(isinstance(array, Tracer) for array in batch):
+        if any(isinstance(array, Tracer) for array in what.batch):
             raise TypeError(
-                f"{definition.name} is called inside jax.jit, jax.grad or a build(): a "
-                "graph is a whole step. Call its module there, self.model(x)"
+                f"{what.definition.name} is called inside jax.jit, jax.grad or a "
+                "build(): a graph is a whole step. Call its module there, "
+                "self.model(x)"
             ) from mismatch
         if not known:  # it was just made for these very arrays
             raise mismatch
         # The arguments are the ones of the signature, so a Variable must have changed.
-        plan = self._make_plan(definition)
-        self.adopt(plan, "the dtype, shape or placement of a Variable changed")
-        self.programs = {}
-        program = self.program(definition, plan, signature, batch, steps)
-        return self._run(definition, plan, program.run, batch, steps=steps or 1)
+        plan = self._make_plan(what.definition)
+        self.adopt(plan)
+        self.programs.clear("the dtype, shape or placement of a Variable changed")
+        return self._run(plan, self._program(plan, what).run, what)
 
-    def _run(
-        self,
-        definition: Definition,
-        plan: Plan,
-        step: Step,
-        batch: Batch,
-        *,
-        steps: int = 1,
-    ) -> Any:
+    def _run(self, plan: Plan, step: Step, what: Asked) -> Any:
         """Run a step; what `build` returned."""
-        self._look_for_skips(definition, plan)
-        numbers = self.optimizers.numbers
-        results = self.live.run(step, numbers, batch, steps=steps)
+        self._look_for_skips(what.definition.name, plan)
+        numbers, steps = self.optimizers.numbers, what.steps or 1
+        results = self.live.run(step, numbers, what.batch, steps=steps)
         self.report = results.report
         return results.found.outputs.fill(results.outputs)
 
-    def _look_for_skips(self, definition: Definition, plan: Plan) -> None:
+    def _look_for_skips(self, name: str, plan: Plan) -> None:
         """Log skips of the steps before.
 
         Raises:
@@ -377,7 +306,7 @@ class Runner:
         if news.are_new:
             level = logging.WARNING if limit else logging.INFO
             text = f"; {why}" if why else ""
-            _log.log(level, "%s: %d skipped%s", definition.name, news.total, text)
+            _log.log(level, "%s: %d skipped%s", name, news.total, text)
         if limit and news.in_a_row >= limit:
             fresh = skips._replace(in_a_row=jnp.zeros_like(skips.in_a_row))
             self.live.carried = self.live.carried._replace(skips=fresh)

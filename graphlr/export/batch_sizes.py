@@ -11,7 +11,7 @@ import jax.export
 
 from graphlr.engine.runner import Args, Kwargs, Runner
 from graphlr.messages import listing
-from graphlr.step.losses import Definition
+from graphlr.step.definition import Definition
 from graphlr.step.signature import Constant, Signature, read_arguments
 
 Specs = list[jax.ShapeDtypeStruct]
@@ -46,9 +46,9 @@ class Request(NamedTuple):
 
     def signature(self) -> Signature:
         """The signature that is asked for."""
-        programs = self.runner.programs
-        if not (self.args or self.kwargs) and programs:
-            return [*programs][-1][0]
+        last = self.runner.programs.last
+        if not (self.args or self.kwargs) and last is not None:
+            return last[0]
         return read_arguments(self.definition.build, self.args, self.kwargs)[0]
 
     def names(self, given: Signature) -> list[str]:

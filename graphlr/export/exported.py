@@ -22,14 +22,8 @@ from graphlr.export.numbers import LiveNumbers, as_python
 from graphlr.modules.variables import read
 from graphlr.optim.slots import Held, Layout, Slot
 from graphlr.runtime import compiler_options
-from graphlr.state.state_dict import (
-    Entries,
-    Loaded,
-    carried_entries,
-    carried_from,
-    compare,
-    copied,
-)
+from graphlr.state.loading import Loaded, compare, copied
+from graphlr.state.state_dict import Entries, carried_entries, carried_from
 from graphlr.step.indices import check_range
 from graphlr.step.signature import Signature
 from graphlr.step.types import (

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from graphlr.engine.optimizers import Optimizers
-from graphlr.engine.program import cost_of
+from graphlr.engine.program import Program, cost_of
+from graphlr.engine.programs import Asked
 from graphlr.engine.runner import Runner
 from graphlr.groups.group import ParamGroup
 from graphlr.groups.labels import label_params
@@ -19,9 +20,8 @@ from graphlr.groups.paths import Param
 from graphlr.modules.tree import Modules
 from graphlr.modules.variables import as_arrays
 from graphlr.optim.optimizer import Optimizer
-from graphlr.step.losses import Definition
-from graphlr.step.signature import Build, Signature
-from graphlr.step.types import Batch
+from graphlr.step.definition import Definition
+from graphlr.step.signature import Build
 
 _COLUMNS = ("group", "parameters", "count", "lr now", "lr_scale", "decay", "schedule")
 _PROGRAM_COLUMNS = ("compiled for", "compile time", "FLOPs", "bytes moved", "temporary")
@@ -225,14 +225,14 @@ def text(runner: Runner, definition: Definition) -> str:
     tables, faults = _tables(runner, definition)
     title, tree = _title(runner, definition), modules_tree(definition.attributes)
     parts = [title, tree, *map(table, tables)]
-    return "\n".join([*filter(None, parts), *faults, repr(runner.compiles)])
+    return "\n".join([*filter(None, parts), *faults, repr(runner.programs.compiles)])
 
 
 def html(runner: Runner, definition: Definition) -> str:
     """What a notebook shows."""
     tables, faults = _tables(runner, definition)
     tree = escaping.escape(modules_tree(definition.attributes))
-    lines = [*faults, repr(runner.compiles)]
+    lines = [*faults, repr(runner.programs.compiles)]
     parts = [
         f"<b>{escaping.escape(_title(runner, definition))}</b>",
         f"<details><summary>modules</summary><pre>{tree}</pre></details>",
@@ -242,24 +242,17 @@ def html(runner: Runner, definition: Definition) -> str:
     return "".join(parts)
 
 
-def print_program(
-    runner: Runner,
-    level: int,
-    definition: Definition,
-    signature: Signature,
-    steps: int,
-    batch: Batch,
-) -> None:
-    """Print what was compiled last; see `Graph.debug` for the levels."""
-    record, program = runner.compiles.records[-1], runner.programs[signature, steps]
+def print_program(runner: Runner, level: int, what: Asked, program: Program) -> None:
+    """Print what was just compiled; see `Graph.debug` for the levels."""
+    record = runner.programs.compiles.records[-1]
     print(
-        f"{definition.name}: traced in {record.trace_seconds:.2f} s, compiled in "
+        f"{what.definition.name}: traced in {record.trace_seconds:.2f} s, compiled in "
         f"{record.compile_seconds:.2f} s: {record.why}"
     )
     if level >= 1:
-        print(text(runner, definition))
+        print(text(runner, what.definition))
     if level >= 2:
-        print(runner.jaxpr(definition, signature, batch))
+        print(runner.traced(what).jaxpr)
     if level >= 3:
         print(program.compiled.as_text())
 
@@ -282,6 +275,6 @@ def _tables(runner: Runner, definition: Definition) -> tuple[list[Rows], list[st
             tables.append(groups_rows(modules, runner.optimizers))
     except ValueError as error:
         faults.append(f"  {error}")
-    if runner.programs:
+    if runner.programs.last is not None:
         tables.append(_programs_rows(runner, definition.build))
     return tables, faults

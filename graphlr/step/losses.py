@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax.nnx.tracers import TraceState
 from jax.typing import ArrayLike
-
-from graphlr.step.signature import Build
 
 
 class Losses:
@@ -62,19 +57,3 @@ class Losses:
                 " call it, or make the graph without add_optimizer to evaluate"
             )
         return sum(self._given[1:], self._given[0])
-
-
-class Definition(NamedTuple):
-    """What is to be traced: a graph as the user wrote it.
-
-    Attributes:
-        name: For messages.
-        attributes: Of the graph, modules among them.
-        build: The user's method, for its signature.
-        bind: Makes `build` see other attributes, and collect its losses.
-    """
-
-    name: str
-    attributes: Mapping[str, Any]
-    build: Build
-    bind: Callable[[Mapping[str, Any], Losses], Build]

@@ -28,8 +28,9 @@ from graphlr.modules.tree import Edit
 from graphlr.precision import casting
 from graphlr.precision.scalers import Scaler
 from graphlr.step.config import Config
+from graphlr.step.definition import Definition
 from graphlr.step.loops import accumulate
-from graphlr.step.losses import Definition, Losses
+from graphlr.step.losses import Losses
 from graphlr.step.plan import Plan
 from graphlr.step.signature import Constant, Signature, registered
 from graphlr.step.types import (
