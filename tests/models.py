@@ -1,4 +1,4 @@
-"""Models and graphs that many tests train, each written once, and what compares them."""
+"""Models and graphs that many tests train, each written once, and how to compare."""
 
 import numpy as np
 import optax
