@@ -1,5 +1,10 @@
 """Models and graphs that many tests train, each written once, and how to compare."""
 
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -16,6 +21,12 @@ def linear(inputs=2, outputs=1, *, seed=0, **keys):
     return nnx.Linear(inputs, outputs, rngs=nnx.Rngs(seed), **keys)
 
 
+def chain(*widths):
+    """Linear layers one after another: `layers.0`, `layers.1` and so on."""
+    pairs = enumerate(itertools.pairwise(widths))
+    return nnx.Sequential(*(linear(a, b, seed=seed) for seed, (a, b) in pairs))
+
+
 class Net(nnx.Module):
     """Parameters, statistics and random numbers: (n, 4) to the logits of 3 classes."""
 
@@ -28,6 +39,56 @@ class Net(nnx.Module):
 
     def __call__(self, x):
         return self.classifier(self.dropout(self.norm(nnx.relu(self.features(x)))))
+
+
+class ConvNet(nnx.Module):
+    """Convolutions that CPU and GPU compute differently: images to 5 logits."""
+
+    def __init__(self, seed=0):
+        rngs = nnx.Rngs(seed)
+        conv = functools.partial(glr.layers.Conv, rngs=rngs)
+        self.stem = conv(3, 8, (3, 3), 2, padding=1)
+        self.norm = glr.layers.BatchNorm(8, rngs=rngs)
+        self.depthwise = conv(8, 8, (3, 3), padding=1, feature_group_count=8)
+        self.pointwise = conv(8, 16, (1, 1))
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.head = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.stem(x)))
+        x = nnx.relu6(self.pointwise(self.depthwise(x))).mean((1, 2))
+        return self.head(self.dropout(x))
+
+
+class Weights(nnx.Module):
+    """Parameters by name."""
+
+    def __init__(self, **values):
+        for name, value in values.items():
+            setattr(self, name, nnx.Param(jnp.asarray(value, float)))
+
+    def along(self, grads):
+        """The loss sum(w * g), whose gradient is g."""
+        return sum((getattr(self, name) * g).sum() for name, g in grads.items())
+
+
+class Blocks(nnx.Module):
+    """Names at several depths, `features.0.conv.kernel` to `classifier.bias`; no call.
+
+    `pool` has no parameters.
+    """
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.features = nnx.List(
+            nnx.Dict(
+                conv=nnx.Conv(2, 2, (3, 3), rngs=rngs),
+                norm=nnx.BatchNorm(2, rngs=rngs),
+            )
+            for _ in range(2)
+        )
+        self.pool = nnx.Dropout(0.5)
+        self.classifier = linear(2, 3)
 
 
 class Train(glr.Graph):
@@ -77,6 +138,13 @@ class Classify(Train):
         return loss
 
 
+class Given(Train):
+    """A model such as `Weights`, trained on the gradients that a call gives by name."""
+
+    def loss(self, grads):
+        return self.model.along(grads)
+
+
 class Evaluate(glr.Graph):
     """A forward pass."""
 
@@ -97,6 +165,18 @@ class Computes(glr.Graph):
 
     def build(self, *args):
         return self.function(*args)
+
+
+def quick(function):
+    """`jax.jit` for what runs once or twice: compiled in half the time, runs slower."""
+    fast = {"backend_optimization_level": 0, "llvm_disable_expensive_passes": True}
+    options = {f"xla_{name}": value for name, value in fast.items()}
+    return jax.jit(function, compiler_options=options)
+
+
+def built(kind, *args, **keys):
+    """`kind(*args, **keys)`, a model, with its initialisers compiled as one."""
+    return quick(lambda: kind(*args, **keys))()
 
 
 def values(model):

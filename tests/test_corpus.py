@@ -16,8 +16,18 @@ def folder(request):
 
 @pytest.fixture
 def expected(folder):
-    with np.load(folder / "expected.npz") as file:
-        return dict(file)
+    return saved(folder / "expected.npz")
+
+
+@pytest.fixture(scope="module")
+def train():
+    """One for all tests; each loads a state."""
+    return Train(seed=1)
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    return Evaluate(Net(seed=1))
 
 
 def saved(path):
@@ -29,8 +39,7 @@ def test_there_is_something_to_load():
     assert "0.1.0" in VERSIONS
 
 
-def test_training_goes_on_from_a_state(folder, expected):
-    train = Train(seed=1)
+def test_training_goes_on_from_a_state(folder, expected, train):
     train.load_state_dict(saved(folder / "train.npz"))
     assert train.loss_scale == 16.0  # grown once, after two good steps
     np.testing.assert_allclose(steps(train, 3), expected["losses"], rtol=1e-5)
@@ -43,19 +52,17 @@ def test_training_goes_on_from_a_state(folder, expected):
     assert (train.step, train.skipped) == (6, 0)
 
 
-def test_a_forward_pass_takes_a_training_state(folder, expected):
-    evaluate = Evaluate(Net(seed=1))
+def test_a_forward_pass_takes_a_training_state(folder, expected, evaluate):
     evaluate.load_state_dict(saved(folder / "train.npz"))
     np.testing.assert_allclose(evaluate(IMAGE), expected["logits"], rtol=1e-5)
 
 
-def test_an_exported_step_goes_on(folder, expected):
+def test_an_exported_step_goes_on(folder, expected, train):
     exported = glr.export.load(folder / "train.zip")
     np.testing.assert_allclose(steps(exported, 3), expected["losses"], rtol=1e-5)
     np.testing.assert_allclose([*exported.lr.values()], expected["lr"])
-    back = Train(seed=1)
-    back.load_state_dict(exported.state_dict())
-    assert float(back(IMAGE, LABEL)) == pytest.approx(float(exported(IMAGE, LABEL)))
+    train.load_state_dict(exported.state_dict())
+    assert float(train(IMAGE, LABEL)) == pytest.approx(float(exported(IMAGE, LABEL)))
 
 
 def test_an_exported_forward_pass(folder, expected):

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import graphlr as glr
 from graphlr.layers import Conv
+from graphlr.optim import Adam
 from graphlr.platforms import by_platform, for_platform_of, ordered_on_cpu
+from graphlr.state import archive
+from tests.models import ConvNet, Evaluate, Train, built
 
 
 def sine_on_cpu(x):
@@ -48,31 +50,46 @@ def test_arrays_of_the_host_settle_nothing():
         assert "cond" in primitives(sine_on_cpu, 1.0)
 
 
+def conv(size, **keys):
+    keys |= {"padding": size // 2, "kernel_init": nnx.initializers.ones}
+    return Conv(4, 4, (size, size), rngs=nnx.Rngs(0), **keys)
+
+
+IMAGES = np.ones((2, 5, 5, 4), np.float32)
+
+
 def test_a_choice_is_not_remembered():
     """Layers are traced once for each shape, but again for another platform."""
-    conv = Conv(4, 4, (3, 3), padding=1, feature_group_count=4, rngs=nnx.Rngs(0))
-    x = jnp.ones((1, 5, 5, 4))
+    layer, x = conv(3, feature_group_count=4), jnp.asarray(IMAGES)
     with for_platform_of(x):
-        assert "conv_general_dilated" not in primitives(conv, x)
-    assert "conv_general_dilated" in primitives(conv, x)
+        assert "conv_general_dilated" not in primitives(layer, x)
+    assert "conv_general_dilated" in primitives(layer, x)
 
 
 def test_a_graph_is_traced_for_its_platform(capsys):
-    class Evaluate(glr.Graph):
-        def __init__(self):
-            super().__init__()
-            self.conv = Conv(4, 4, (1, 1), rngs=nnx.Rngs(0))
-
-        def build(self, x):
-            return self.conv(x)
-
-    graph, x = Evaluate(), jnp.ones((1, 5, 5, 4))
+    graph = Evaluate(conv(1))
     graph.debug(2)
-    np.testing.assert_allclose(graph(x), graph.conv(x), rtol=1e-6)
+    np.testing.assert_allclose(graph(IMAGES), graph.model(IMAGES), rtol=1e-6)
     printed = capsys.readouterr().out
     assert "dot_general" in printed
     assert "cond[" not in printed
     assert "conv_general_dilated" not in printed
+
+
+def test_the_step_lowers_for_gpu_and_tpu(tmp_path):
+    """As far as a CPU can tell: native depthwise convolutions there, none here."""
+    graph = Train(built(ConvNet), Adam("**", lr=0.01))
+    images = np.ones((2, 8, 8, 3), np.float32)
+    texts = []
+    for platforms in (["cuda", "tpu"], ["cpu"]):
+        graph.export(tmp_path / "step.zip", images, platforms=platforms)
+        _, parts = archive.read(tmp_path / "step.zip")
+        exported = jax.export.deserialize(bytearray(parts["step.jax"]))
+        assert list(exported.platforms) == platforms
+        texts.append(exported.mlir_module())
+    assert "stablehlo.convolution" in texts[0]
+    assert "feature_group_count = 8" in texts[0]
+    assert "feature_group_count = 8" not in texts[1]
 
 
 @pytest.mark.parametrize(

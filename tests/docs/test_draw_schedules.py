@@ -31,6 +31,14 @@ def pictures(folder):
     return {path.stem: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def drawn(draw, tmp_path_factory):
+    """What the script draws."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw(["--out", str(folder)])
+    return pictures(folder)
+
+
 def texts(svg):
     return re.findall(r">([^<>]*)</text>", svg.decode())
 
@@ -45,22 +53,18 @@ def test_every_picture_is_shown_once():
     assert sorted(shown) == [(name, name) for name in sorted(SCHEDULES)]
 
 
-def test_the_script_draws_them_all_alike_each_time(draw, tmp_path, capsys):
-    draw(["--out", str(tmp_path / "a")])
-    draw(["--out", str(tmp_path / "b")])
-    drawn = pictures(tmp_path / "a")
+def test_the_script_draws_them_all_alike_each_time(draw, drawn, tmp_path, capsys):
+    draw(["--out", str(tmp_path / "again")])
     assert drawn.keys() == SCHEDULES
-    assert drawn == pictures(tmp_path / "b")
+    assert drawn == pictures(tmp_path / "again")
     assert max(map(len, drawn.values())) < 30_000
     assert f"{len(drawn)} pictures" in capsys.readouterr().out
 
 
-def test_the_pictures_of_the_page_are_the_scripts(draw, tmp_path):
+def test_the_pictures_of_the_page_are_the_scripts(drawn):
     """By the texts in them: another matplotlib writes other bytes."""
-    draw(["--out", str(tmp_path)])
-    drawn = {name: texts(svg) for name, svg in pictures(tmp_path).items()}
     shown = {name: texts(svg) for name, svg in pictures(DOCS / "schedules").items()}
-    assert shown == drawn
+    assert shown == {name: texts(svg) for name, svg in drawn.items()}
     assert "StepLR(50, gamma=0.5)" in shown["StepLR"]
 
 

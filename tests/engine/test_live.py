@@ -6,39 +6,36 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import graphlr as glr
 from graphlr.engine.live import Live
+from graphlr.optim import SGD
 from graphlr.optim.slots import Held
 from graphlr.step.carried import Carried, Skips
 from graphlr.step.signature import Signature
 from graphlr.step.types import Found, OptimizerState, Report, Results, State
+from tests.models import Train, linear, state_of
 
 X = np.ones((4, 2), np.float32)
 
 
-class Train(glr.Graph):
-    def __init__(self, donate=True):
-        super().__init__()
-        self.model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
-        self.config.donate = donate
-        optimizer = glr.optim.SGD("**", lr=0.1, momentum=0.9)
-        self.held = {"optimizer": optimizer}
-        self.add_optimizer(optimizer)
+def trained(donate=True):
+    return Train(linear(2, 3), SGD("**", lr=0.1, momentum=0.9), donate=donate)
 
-    def build(self, x):
-        loss = (self.model(x) ** 2).mean()
-        self.backward(loss)
-        return loss
+
+@pytest.fixture(scope="module")
+def graphs():
+    """One that keeps its old arrays, one that donates them, and their first state."""
+    kept, donated = trained(donate=False), trained()
+    return kept, donated, state_of(kept)
 
 
 @pytest.mark.parametrize("donate", [True, False])
-def test_donation_is_a_choice(donate):
-    graph = Train(donate)
+def test_donation_is_a_choice(graphs, donate):
+    graph = graphs[donate]
     graph(X)
     (alone,) = [graph.model.kernel.get_value()]
     pointer = alone.unsafe_buffer_pointer()
     del alone
-    slot = graph.held["optimizer"].held.slots[0]
+    slot = graph.optimizers[0].held.slots[0]
     graph(X)
     assert not slot.is_deleted()  # we hold it
     assert graph.compiles.count == 1
@@ -46,8 +43,11 @@ def test_donation_is_a_choice(donate):
     assert reused or not donate
 
 
-def test_donation_changes_no_number():
-    kept, donated = Train(False), Train(True)
+def test_donation_changes_no_number(graphs):
+    *both, start = graphs
+    for graph in both:
+        graph.load_state_dict(start)
+    kept, donated = both
     for _ in range(3):
         assert float(kept(X)) == float(donated(X))
 
@@ -59,9 +59,9 @@ def test_donation_changes_no_number():
         np.asarray,
     ],
 )
-def test_another_view_of_an_array_survives(view):
+def test_another_view_of_an_array_survives(graphs, view):
     """Each gives another object over the buffer that a step would like to reuse."""
-    graph = Train()
+    _, graph, _ = graphs
     graph(X)
     kept = view(graph.model.kernel.get_value())
     expected = np.array(kept)

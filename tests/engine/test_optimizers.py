@@ -1,4 +1,4 @@
-"""More than one of a thing: losses, optimizers, graphs, threads, names of a model."""
+"""More than one of a thing: losses, optimizers, graphs, threads."""
 
 import threading
 
@@ -9,35 +9,37 @@ import optax
 import pytest
 from flax import nnx
 
-import graphlr as glr
+from graphlr.engine.optimizers import Optimizers
 from graphlr.optim import SGD, Adam, AdamW
 from graphlr.optim import lr_scheduler as lrs
+from tests.models import (
+    Train,
+    Weights,
+    assert_close,
+    assert_same,
+    linear,
+    quick,
+    state_of,
+    values,
+)
 
 RNG = np.random.default_rng(0)
-X, A, B = (RNG.normal(size=(8, n)).astype(np.float32) for n in (3, 1, 2))
+X, A, B = (RNG.normal(size=(8, n)).astype(np.float32) for n in (2, 1, 2))
 
 
 class TwoHeads(nnx.Module):
     """A trunk and two heads."""
 
     def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.trunk = nnx.Linear(3, 4, rngs=rngs)
-        self.a, self.b = nnx.Linear(4, 1, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+        self.trunk, self.a, self.b = linear(2, 2), linear(2, 1), linear(2, 2)
 
     def __call__(self, x):
         x = nnx.tanh(self.trunk(x))
         return self.a(x), self.b(x)
 
 
-class Tasks(glr.Graph):
+class Tasks(Train):
     """A loss for each head."""
-
-    def __init__(self, model, *optimizers):
-        super().__init__()
-        self.model = model
-        for optimizer in optimizers:
-            self.add_optimizer(optimizer)
 
     def build(self, x, a, b):
         to_a, to_b = self.model(x)
@@ -47,37 +49,21 @@ class Tasks(glr.Graph):
         return losses
 
 
-class Sum(glr.Graph):
-    """A loss whose gradient is 1 for both weights, and a count of the calls."""
+class Counted(Weights):
+    """Two numbers that start at 0, and a count of the calls."""
 
-    def __init__(self, model, *optimizers):
-        super().__init__()
-        self.model = model
-        for optimizer in optimizers:
-            self.add_optimizer(optimizer)
+    def __init__(self):
+        super().__init__(a=0.0, b=0.0)
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+
+class Sum(Train):
+    """A loss whose gradient is 1 for both weights, and a count of the calls."""
 
     def build(self, x):
         self.model.calls.set_value(self.model.calls.get_value() + 1)
         self.backward(self.model.a + self.model.b)
         return self.model.a - self.model.b + x
-
-
-class Weights(nnx.Module):
-    """Two numbers that start at 0."""
-
-    def __init__(self):
-        self.a, self.b = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
-        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
-
-
-def plain_linear(seed=0):
-    return nnx.Linear(3, 1, rngs=nnx.Rngs(seed))
-
-
-def values(model):
-    """Copies of every parameter, by path."""
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {".".join(path): np.array(value.get_value()) for path, value in state}
 
 
 # --- losses and optimizers ------------------------------------------------------------
@@ -101,22 +87,24 @@ def test_three_optimizers_and_two_losses_are_three_loops():
     }
     slots = {name: rule.init(params[name]) for name, rule in rules.items()}
 
-    @jax.jit
-    def losses(params):
-        to_a, to_b = nnx.merge(graphdef, nnx.State(params))(X)
-        return ((to_a - A) ** 2).mean(), jnp.abs(to_b - B).mean()
+    @quick
+    def step(params, slots):
+        def losses(params):
+            to_a, to_b = nnx.merge(graphdef, nnx.State(params))(X)
+            return ((to_a - A) ** 2).mean(), jnp.abs(to_b - B).mean()
 
-    for _ in range(4):
-        np.testing.assert_allclose(graph(X, A, B), losses(params), rtol=1e-5)
         by_a, by_b = jax.jacrev(losses)(params)
-        grads = {
-            "trunk": jax.tree.map(jnp.add, by_a["trunk"], by_b["trunk"]),
-            "a": by_a["a"],
-            "b": by_b["b"],
-        }
+        both = jax.tree.map(jnp.add, by_a["trunk"], by_b["trunk"])
+        grads = {"trunk": both, "a": by_a["a"], "b": by_b["b"]}
+        new = {}
         for name, rule in rules.items():
             updates, slots[name] = rule.update(grads[name], slots[name], params[name])
-            params[name] = optax.apply_updates(params[name], updates)
+            new[name] = optax.apply_updates(params[name], updates)
+        return losses(params), new, slots
+
+    for _ in range(4):
+        losses, params, slots = step(params, slots)
+        np.testing.assert_allclose(graph(X, A, B), losses, rtol=1e-5)
     for path, value in values(model).items():
         part, name = path.split(".")
         np.testing.assert_allclose(value, params[part][name], rtol=1e-4, atol=1e-6)
@@ -127,30 +115,29 @@ def test_optimizers_whose_groups_share_a_name():
     """Rates, numbers and slots stay apart, also in a saved state."""
 
     def make():
-        model = TwoHeads()
-        body = SGD([{"params": model.trunk}], lr=0.1, momentum=0.9)
-        heads = Adam([{"params": ...}], lr=0.01)
-        return Tasks(model, body, heads), body, heads
+        body, bias = (
+            SGD("kernel", lr=0.1, momentum=0.9),
+            Adam([{"params": ...}], lr=0.01),
+        )
+        return Train(linear(), body, bias)
 
-    graph, body, heads = make()
-    graph(X, A, B)
+    graph, other = make(), make()
+    graph(X)
     assert graph.lr == {"optimizer0.group0": 0.1, "optimizer1.group0": 0.01}
-    body.param_groups[0]["lr"], heads.param_groups[0]["lr"] = 0.2, 0.02
-    graph(X, A, B)
-    other, *_ = make()
+    for optimizer, lr in zip(graph.optimizers, (0.2, 0.02), strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+    graph(X)
     other.load_state_dict(graph.state_dict())
     assert other.lr == {"optimizer0.group0": 0.2, "optimizer1.group0": 0.02}
-    for one in (graph, other):
-        one(X, A, B)
-    np.testing.assert_equal(values(graph.model), values(other.model))
+    graph(X), other(X)
+    assert_same(values(graph.model), values(other.model))
     assert graph.compiles.count == other.compiles.count == 1
 
 
 def test_an_optimizer_that_no_loss_reaches_is_named_and_left_alone():
     class OnlyA(Tasks):
         def build(self, x, a):
-            loss = ((self.model(x)[0] - a) ** 2).mean()
-            self.backward(loss)
+            self.backward(((self.model(x)[0] - a) ** 2).mean())
 
     model = TwoHeads()
     idle = AdamW([{"params": model.b, "name": "idle"}], lr=0.1, weight_decay=0.5)
@@ -165,44 +152,62 @@ def test_an_optimizer_that_no_loss_reaches_is_named_and_left_alone():
 def test_one_optimizer_in_two_graphs_that_name_its_model_otherwise():
     """In turn, each with its own loss: the momentum is one, and nothing compiles."""
 
-    class Squares(glr.Graph):
+    class Sizes(Train):
         def __init__(self, model, optimizer):
-            super().__init__()
-            self.net = model
-            self.add_optimizer(optimizer)
+            super().__init__({"inside": model}, optimizer)
 
-        def build(self, x):
-            self.backward((self.net(x) ** 2).mean())
+        def loss(self, x):
+            return jnp.abs(self.model["inside"](x)).mean()
 
-    class Sizes(glr.Graph):
-        def __init__(self, model, optimizer):
-            super().__init__()
-            self.module = {"inside": model}
-            self.add_optimizer(optimizer)
-
-        def build(self, x):
-            self.backward(jnp.abs(self.module["inside"](x)).mean())
-
-    model, optimizer = plain_linear(), SGD("**", lr=0.1, momentum=0.9)
-    graphs = Squares(model, optimizer), Sizes(model, optimizer)
-    graphdef, params = nnx.split(plain_linear())
-    losses = (
-        lambda params: (nnx.merge(graphdef, params)(X) ** 2).mean(),
-        lambda params: jnp.abs(nnx.merge(graphdef, params)(X)).mean(),
-    )
-    rule = optax.sgd(0.1, momentum=0.9)
-    slots = rule.init(params)
+    model, optimizer = linear(), SGD("**", lr=0.1, momentum=0.9)
+    graphs = Train(model, optimizer), Sizes(model, optimizer)
+    now = values(model)
+    momentum = {name: np.zeros_like(value) for name, value in now.items()}
     for _ in range(3):
-        for graph, loss in zip(graphs, losses, strict=True):
+        for graph, slope in zip(graphs, (lambda y: 2 * y, np.sign), strict=True):
             graph(X)
-            updates, slots = rule.update(jax.grad(loss)(params), slots)
-            params = optax.apply_updates(params, updates)
-    for name in ("kernel", "bias"):
-        np.testing.assert_allclose(
-            values(model)[name], params[name].get_value(), rtol=1e-5, atol=1e-7
-        )
+            slopes = slope(X @ now["kernel"] + now["bias"]) / len(X)
+            grads = {"kernel": X.T @ slopes, "bias": slopes.sum(0)}
+            for name, grad in grads.items():
+                momentum[name] = 0.9 * momentum[name] + grad
+                now[name] = now[name] - 0.1 * momentum[name]
+    assert_close(values(model), now, rtol=1e-5, atol=1e-7)
     assert [graph.step for graph in graphs] == [6, 6]
     assert [graph.compiles.count for graph in graphs] == [1, 1]
+
+
+# --- as one thing ---------------------------------------------------------------------
+
+
+def test_a_name_that_looks_numbered_gets_a_number_too():
+    groups = [{"params": "b.*", "name": "optimizer0.group0"}, {"params": "c.*"}]
+    both = Optimizers([SGD("a.*", lr=0.5), SGD(groups, lr=0.25)])
+    assert both.lr == {
+        "group0": 0.5,
+        "optimizer1.optimizer0.group0": 0.25,
+        "group1": 0.25,
+    }
+    assert [group.optimizer for group in both.groups] == [both[0], both[1], both[1]]
+    assert both[:1] == [both[0]]
+
+
+def test_their_step_is_that_of_the_one_that_took_most():
+    optimizers = Optimizers([SGD("a.*"), SGD("b.*")])
+    optimizers[1].step = 3
+    assert (optimizers.step, Optimizers().step) == (3, 0)
+
+
+def test_a_schedule_is_given_once():
+    optimizers, schedule = Optimizers(), lrs.StepLR(1)
+    optimizer = SGD("a.*")
+    optimizers.add(optimizer, schedule)
+    assert optimizer.lr_sch is schedule
+    with pytest.raises(ValueError, match="in the graph already: add it once"):
+        optimizers.add(optimizer, None)
+    with pytest.raises(ValueError, match="schedule from another graph, StepLR"):
+        Optimizers().add(optimizer, lrs.StepLR(2))
+    with pytest.raises(ValueError, match="two schedules, StepLR"):
+        optimizers.add(SGD("b.*", lr_sch=schedule), lrs.StepLR(1))
 
 
 # --- threads --------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def at_once(*works):
 
 def test_graphs_made_and_called_in_threads_over_one_model():
     """No step of either is lost: powers of two, so the sums are exact."""
-    model, graphs, calls = Weights(), [], 40
+    model, graphs, calls = Counted(), [], 40
 
     def work(lr):
         graph = Sum(model, SGD("**", lr=lr))
@@ -250,7 +255,7 @@ def test_graphs_made_and_called_in_threads_over_one_model():
 
 def test_one_graph_called_by_several_threads():
     """The first call compiles, also where several are the first."""
-    model = Weights()
+    model = Counted()
     graph = Sum(model, SGD("**", lr=2.0**-6))
 
     def work():
@@ -264,25 +269,24 @@ def test_one_graph_called_by_several_threads():
 
 def test_graphs_of_different_models_in_threads():
     """As each alone."""
-
-    def make(seed):
-        model = plain_linear(seed)
-        return Near(model, np.zeros((3, 1), np.float32), Adam("**", lr=0.01))
+    graphs = [Train(linear(seed=seed), Adam("**", lr=0.01)) for seed in (0, 1)]
+    starts = list(map(state_of, graphs))
 
     def work(graph):
         for _ in range(20):
             graph(X)
 
-    together, alone = ([make(seed) for seed in (0, 1)] for _ in range(2))
-    assert not at_once(*(lambda graph=graph: work(graph) for graph in together))
-    for graph in alone:
+    assert not at_once(*(lambda graph=graph: work(graph) for graph in graphs))
+    for graph, start in zip(graphs, starts, strict=True):
+        together = values(graph.model)
+        graph.load_state_dict(start)
         work(graph)
-    for a, b in zip(together, alone, strict=True):
-        np.testing.assert_equal(values(a.model), values(b.model))
+        assert_same(values(graph.model), together)
+        assert graph.compiles.count == 1
 
 
 def test_a_state_read_during_training_is_of_one_moment():
-    model = Weights()
+    model = Counted()
     graph = Sum(model, SGD("**", lr=2.0**-6, momentum=0.5))
     done = threading.Event()
 
@@ -313,7 +317,7 @@ def test_an_error_in_one_thread_lets_the_other_go_on():
             super().build(x)
             raise KeyError("user's own")
 
-    model = Weights()
+    model = Counted()
     broken = Broken(model, SGD("**", lr=1.0))
     graph = Sum(model, SGD("**", lr=2.0**-6))
 
@@ -325,89 +329,3 @@ def test_an_error_in_one_thread_lets_the_other_go_on():
     assert [type(error) for error in failures] == [KeyError]
     graph(0.0)  # and another thread than both
     assert float(model.a.get_value()) == -6 * 2.0**-6
-
-
-# --- names of a model, and of arrays --------------------------------------------------
-
-
-class Near(glr.Graph):
-    """Trains a layer not to go far from `at`."""
-
-    def __init__(self, model, at, *optimizers):
-        super().__init__()
-        self.model, self.at = model, at
-        for optimizer in optimizers:
-            self.add_optimizer(optimizer)
-
-    def build(self, x):
-        far = ((self.model.kernel - self.at) ** 2).sum()
-        self.backward(self.model(x).sum() + far)
-        return far
-
-
-def test_an_array_changed_in_place_stays_what_it_was_at_the_first_call():
-    table = np.ones((3, 1), np.float32)
-
-    class Table(Near):
-        def build(self, x):
-            return super().build(x), self.at + 0, table + 0
-
-    graph = Table(plain_linear(), table.copy(), SGD("**", lr=0.0))
-    first = jax.device_get(graph(X))
-    table[:], graph.at[:] = 5.0, 7.0
-    for before, after in zip(first, graph(X), strict=True):
-        np.testing.assert_array_equal(after, before)
-    assert first[1][0] == first[2][0] == 1
-    assert graph.compiles.count == 1
-
-
-def test_where_a_model_started_may_be_captured():
-    """The weights move on, and the array that they were stays a constant."""
-    model = plain_linear()
-    graph = Near(model, model.kernel.get_value(), SGD("**", lr=0.05))
-    start = np.array(graph.at)
-    far = [float(graph(X)) for _ in range(3)]
-    assert far[0] == 0
-    assert far[1] == pytest.approx(((0.05 * X.sum(0)) ** 2).sum(), rel=1e-4)
-    assert far[2] > far[1]
-    np.testing.assert_array_equal(graph.at, start)
-    assert graph.compiles.count == 1
-
-
-def by_another_name(optimizer):
-    """A graph over a model with a norm whose `build` calls it as a global would be."""
-    model = nnx.Sequential(plain_linear(), nnx.BatchNorm(1, rngs=nnx.Rngs(0)))
-    head = nnx.Linear(1, 1, rngs=nnx.Rngs(1))
-
-    class Global(glr.Graph):
-        def __init__(self):
-            super().__init__()
-            self.model, self.head = model, head
-            if optimizer:
-                self.add_optimizer(optimizer)
-
-        def build(self, x):
-            loss = self.head(model.layers[0](x)).mean()
-            if optimizer:
-                self.backward(loss)
-            return loss
-
-    return Global()
-
-
-@pytest.mark.parametrize("run", [glr.Graph.__call__, glr.Graph.compile])
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        SGD([{"params": "model.**", "frozen": True}, {"params": "head.*"}]),
-        None,
-    ],
-    ids=["frozen", "eval"],
-)
-def test_a_model_by_another_name_is_an_error_where_it_is_not_trained_too(
-    optimizer, run
-):
-    with pytest.raises(
-        ValueError, match=r"uses model\.layers\.0\.bias, model\.layers\.0\.kernel as a "
-    ):
-        run(by_another_name(optimizer), X)

@@ -6,21 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-import graphlr as glr
+from graphlr.optim import SGD
+from tests.models import Train, assert_close, linear, state_of
 
 
-class Train(glr.Graph):
-    def __init__(self):
-        super().__init__()
-        self.model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-        self.add_optimizer(glr.optim.SGD(self.model, lr=0.1))
+class Scaled(Train):
+    """A loss with a factor."""
 
     def build(self, x, scale=1.0):
-        loss = (self.model(x) ** 2).mean() * scale
+        loss = self.loss(x) * scale
         self.backward(loss)
         return loss
+
+
+def made(kind=Scaled, **config):
+    return kind(linear(4, 3), SGD("**", lr=0.1), **config)
 
 
 def batch(size):
@@ -28,7 +29,7 @@ def batch(size):
 
 
 def test_compiled_ahead_for_several_shapes():
-    graph = Train()
+    graph = made()
     for size in (8, 5):
         compiles = graph.compile(jax.ShapeDtypeStruct((size, 4), jnp.float32))
     assert compiles.count == 2
@@ -40,14 +41,14 @@ def test_compiled_ahead_for_several_shapes():
 
 
 def test_arrays_and_shapes_ask_for_the_same_program():
-    graph = Train()
+    graph = made()
     graph.compile(batch(8))
     graph.compile(jax.ShapeDtypeStruct((8, 4), np.float32))
     assert graph.compiles.count == 1
 
 
 def test_cost():
-    graph = Train()
+    graph = made()
     small, large = graph.cost(batch(8)), graph.cost(batch(512))
     assert large["flops"] > 20 * small["flops"]
     assert small["argument_memory"] >= 4 * (8 * 4 + 4 * 3 + 3)
@@ -57,13 +58,13 @@ def test_cost():
 
 
 def test_lowered_text():
-    text = Train().lower(batch(8)).as_text()
+    text = made().lower(batch(8)).as_text()
     assert "stablehlo.dot_general" in text
     assert "8x4xf32" in text
 
 
 def test_compilations_are_logged(caplog):
-    graph = Train()
+    graph = made()
     with caplog.at_level(logging.INFO, "graphlr"):
         graph(batch(8)), graph(batch(3)), graph(batch(8))
     assert [r.message.split(" s: ")[1] for r in caplog.records] == [
@@ -73,8 +74,7 @@ def test_compilations_are_logged(caplog):
 
 
 def test_batches_that_do_not_divide():
-    graph = Train()
-    graph.config.gradient_accumulation_steps = 4
+    graph = made(gradient_accumulation_steps=4)
     with pytest.raises(ValueError, match=r"x has 6 entries.*4 parts: .* of 4 or 8"):
         graph(batch(6))
     with pytest.raises(ValueError, match=r"different sizes, {'x': 8, 'scale': 4}"):
@@ -87,21 +87,17 @@ def test_batches_that_do_not_divide():
 
 
 def test_eager_equals_compiled_with_every_option():
-    def run(call):
-        graph = Train()
-        graph.config.gradient_accumulation_steps = 2
-        graph.config.clip_grad_norm = 0.5
-        graph.config.skip_nonfinite = True
-        graph.config.ema_decay = 0.9
-        graph.config.group_stats = True
-        losses = [call(graph)(batch(8)) for _ in range(3)]
-        return losses, graph
-
-    compiled, a = run(lambda graph: graph)
-    eager, b = run(lambda graph: graph.eager)
-    np.testing.assert_allclose(compiled, eager, rtol=1e-6)
-    for key, value in a.state_dict().items():
-        np.testing.assert_allclose(b.state_dict()[key], value, rtol=1e-6, err_msg=key)
+    options = {
+        "gradient_accumulation_steps": 2,
+        "clip_grad_norm": 0.5,
+        "skip_nonfinite": True,
+        "ema_decay": 0.9,
+        "group_stats": True,
+    }
+    a, b = made(**options), made(**options)
+    for _ in range(3):
+        np.testing.assert_allclose(a(batch(8)), b.eager(batch(8)), rtol=1e-6)
+    assert_close(state_of(b), state_of(a), rtol=1e-6)
     assert a.group_stats["group0"] == pytest.approx(b.group_stats["group0"])
     assert b.compiles.count == 0
 
@@ -111,13 +107,13 @@ def test_an_error_in_build_shows_the_users_line():
         def build(self, x):
             return self.model(x) @ jnp.ones((5, 5))  # the user's line
 
-    for call in (Wrong(), Wrong().eager):
+    for call in (made(Wrong), made(Wrong).eager):
         with pytest.raises(TypeError, match="dot_general") as caught:
             call(batch(8))
         lines = [str(entry.statement) for entry in caught.traceback]
         assert any("the user's line" in line for line in lines)
     with pytest.raises(TypeError) as caught:
-        Wrong()(batch(8))
+        made(Wrong)(batch(8))
     assert (
         "while tracing Wrong.build with x: float32[8,4]" in caught.value.__notes__[-1]
     )

@@ -5,52 +5,32 @@ import logging
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import graphlr as glr
 from graphlr.export.batch_sizes import ExportError
 from graphlr.export.loading import load
+from tests.models import IMAGE, Computes, Train, linear
 
-X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-
-
-class Computes(glr.Graph):
-    """Computes what it is given."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def build(self, *args):
-        return self.function(*args)
+X = IMAGE[:8]
 
 
-class Train(glr.Graph):
-    def __init__(self, parts):
-        super().__init__()
-        self.model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
-        self.add_optimizer(glr.optim.SGD("**", lr=0.1))
-        self.config.gradient_accumulation_steps = parts
-
-    def build(self, x):
-        loss = (self.model(x) ** 2).mean()
-        self.backward(loss)
-        return loss
+def in_parts(parts):
+    optimizer = glr.optim.SGD("**", lr=0.1)
+    return Train(linear(4, 1), optimizer, gradient_accumulation_steps=parts)
 
 
 def test_accumulation_takes_multiples_of_its_parts(tmp_path):
-    graph = Train(2)
+    graph = in_parts(2)
     graph.export(tmp_path / "step.zip", X)
     exported = load(tmp_path / "step.zip")
-    assert exported.manifest["arguments"] == {"x": "float32[2*b,4]"}
+    assert exported.manifest["arguments"] == {"batch[0]": "float32[2*b,4]"}
     for size in (8, 6):
         np.testing.assert_array_equal(exported(X[:size]), graph(X[:size]))
     with pytest.raises(ValueError, match="2"):
         exported(X[:5])
-    with pytest.raises(
-        ValueError, match="argument x has 8 entries, which don't divide"
-    ):
-        Train(3).export(tmp_path / "odd.zip", X)
+    message = r"argument batch\[0\] has 8 entries, which don't divide"
+    with pytest.raises(ValueError, match=message):
+        in_parts(3).export(tmp_path / "odd.zip", X)
 
 
 def counted(x):
@@ -106,7 +86,7 @@ def test_errors_of_the_model_are_its_own(tmp_path):
     note = "while exporting Computes.build with float32[8,4]"
     assert caught.value.__notes__[-1] == note
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
-        Train(1).export(tmp_path / "x.zip")
+        in_parts(1).export(tmp_path / "x.zip")
     assert [*tmp_path.iterdir()] == []
 
 

@@ -1,6 +1,5 @@
 """Forward passes as ONNX, run by onnxruntime."""
 
-import functools
 import sys
 
 import jax
@@ -10,32 +9,14 @@ from flax import nnx
 
 import graphlr as glr
 from graphlr.export.batch_sizes import ExportError
+from tests.models import ConvNet, Evaluate, Train, built, linear
 
 DRAW = np.random.default_rng(0)
 IMAGE = DRAW.normal(size=(4, 32, 32, 3)).astype(np.float32)
 
 
-class Net(nnx.Module):
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        conv = functools.partial(glr.layers.Conv, rngs=rngs)
-        self.stem = conv(3, 8, (3, 3), 2, padding=1)
-        self.norm = glr.layers.BatchNorm(8, rngs=rngs)
-        self.depthwise = conv(8, 8, (3, 3), padding=1, feature_group_count=8)
-        self.pointwise = conv(8, 16, (1, 1))
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.head = nnx.Linear(16, 5, rngs=rngs)
-
-    def __call__(self, x):
-        x = jax.nn.relu(self.norm(self.stem(x)))
-        x = jax.nn.relu6(self.pointwise(self.depthwise(x))).mean((1, 2))
-        return self.head(self.dropout(x))
-
-
-class Eval(glr.Graph):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+class Eval(Evaluate):
+    """A forward pass whose argument has a name."""
 
     def build(self, image):
         return self.model(image)
@@ -59,7 +40,6 @@ def session(path):
 
 
 def check_same(graph, path, sizes):
-    pytest.importorskip("jax2onnx", reason="pip install 'graphlr[onnx]'")
     graph.export(path, IMAGE)
     run = session(path)
     assert [tensor.name for tensor in run.get_inputs()] == ["image"]
@@ -72,7 +52,8 @@ def check_same(graph, path, sizes):
 
 
 def test_a_small_network(tmp_path):
-    evaluate = Eval(trained(Net()))
+    pytest.importorskip("jax2onnx", reason="pip install 'graphlr[onnx]'")
+    evaluate = Eval(trained(built(ConvNet)))
     before = np.asarray(evaluate(IMAGE))
     check_same(evaluate, tmp_path / "model.onnx", (4, 3, 1))
     np.testing.assert_array_equal(evaluate(IMAGE), before)
@@ -84,11 +65,14 @@ JAX = tuple(map(int, jax.__version__.split(".")[:2]))
 @pytest.mark.slow
 @pytest.mark.skipif(JAX >= (0, 12), reason="jax2onnx 0.17 can't: inner jit, jax 0.12")
 def test_mobilenet_v2(tmp_path):
+    pytest.importorskip("jax2onnx")
     model = glr.models.mobilenet_v2(num_classes=10, rngs=nnx.Rngs(0))
     check_same(Eval(trained(model)), tmp_path / "model.onnx", (4, 3))
 
 
 class Forms(glr.Graph):
+    """A dict and a number."""
+
     def build(self, batch, offset):
         return {"sum": batch["x"] + offset, "index": batch["i"] * 2}
 
@@ -108,17 +92,11 @@ def test_names_and_types_of_inputs_and_outputs(tmp_path):
 
 
 def test_what_onnx_does_not_hold(tmp_path):
-    path = tmp_path / "model.onnx"
-
-    class Train(Eval):
-        def __init__(self):
-            super().__init__(nnx.Linear(3, 1, rngs=nnx.Rngs(0)))
-            self.add_optimizer(glr.optim.SGD("**", lr=0.1))
-
+    path, train = tmp_path / "model.onnx", Train(linear(3), glr.optim.SGD("**"))
     with pytest.raises(
         ExportError, match=r"Train has an optimizer, and ONNX holds forw"
     ):
-        Train().export(path, IMAGE)
+        train.export(path, IMAGE)
     pytest.importorskip("jax2onnx")
 
     class Draws(nnx.Module):
@@ -148,10 +126,10 @@ def test_what_jax2onnx_can_not_do_is_told(tmp_path, monkeypatch):
         match=r"jax2onnx \d.* with jax \d.* can't write Eval as ONNX \(NotImplemented"
         r"Error: no plugin for eigh\)",
     ):
-        Eval(nnx.Linear(3, 1, rngs=nnx.Rngs(0))).export(path, IMAGE)
+        Eval(linear(3)).export(path, IMAGE)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'graphlr\[onnx\]'"):
-        Eval(nnx.Linear(3, 1, rngs=nnx.Rngs(0))).export(tmp_path / "x.onnx", IMAGE)
+        Eval(linear(3)).export(tmp_path / "x.onnx", IMAGE)

@@ -5,27 +5,15 @@ import re
 import pytest
 from flax import nnx
 
-from graphlr.groups.selectors import Selector
-from graphlr.messages import listing, unknown_key
+from graphlr.groups.paths import Param
+from graphlr.groups.selectors import Selector, select_modules
 from graphlr.modules.tree import Modules
-
-
-class Block(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(2, 2, (3, 3), rngs=rngs)
-        self.norm = nnx.BatchNorm(2, rngs=rngs)
-
-
-class Net(nnx.Module):
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.features = nnx.List([Block(rngs), Block(rngs)])
-        self.classifier = nnx.Linear(2, 3, rngs=rngs)
+from tests.models import Blocks
 
 
 @pytest.fixture
 def net():
-    return Net()
+    return Blocks()
 
 
 def selected(net, params):
@@ -93,8 +81,32 @@ def test_a_failing_predicate_says_what_it_was_given(net):
     assert "path=('classifier', 'bias')" in error.value.__notes__[0]
 
 
-def test_messages_are_short():
-    assert listing(map(str, range(9))) == "0, 1, 2, 3, 4 and 4 more"
-    assert unknown_key("lrs", ["lr", "eps"], "it") == (
-        "it has no 'lrs': did you mean 'lr'? It takes eps, lr."
-    )
+NODES = {
+    place: Param(f"model.{name}", (name,), value)
+    for place, name, value in [((0, "a"), "a", nnx.Dict()), ((0, "b"), "b", nnx.List())]
+}
+A, B = NODES
+
+
+@pytest.mark.parametrize(
+    ("modules", "places"),
+    [
+        (None, []),
+        ("model.b", [B]),
+        ("*", [A, B]),
+        (re.compile("a$"), [A]),
+        (nnx.Dict, [A]),
+        (lambda path, module: path == ("b",), [B]),
+        (NODES[A].value, [A]),
+        ([NODES[B].value, "a"], [A, B]),
+    ],
+)
+def test_modules_are_selected_themselves(modules, places):
+    assert select_modules(NODES, modules, "config.remat") == places
+
+
+def test_a_selector_of_no_module_names_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"config\.remat: 'c' selects no module.*nearest.* model\.a"
+    ):
+        select_modules(NODES, "c", "config.remat")

@@ -5,102 +5,114 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import graphlr as glr
+from graphlr.modules.calls import wrap
+from graphlr.optim import SGD
+from tests.models import Train, assert_close, linear, state_of
 
-X = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
 
 
 class Block(nnx.Module):
-    def __init__(self, width, rngs):
-        self.inner = nnx.Linear(16, width, rngs=rngs)
-        self.bn = nnx.BatchNorm(width, rngs=rngs)
+    """Statistics, random numbers, and arguments of every kind."""
+
+    def __init__(self, seed):
+        rngs = nnx.Rngs(seed)
+        self.inner = linear(8, 8, seed=seed)
+        self.bn = nnx.BatchNorm(8, rngs=rngs)
         self.drop = nnx.Dropout(0.2, rngs=rngs)
-        self.outer = nnx.Linear(width, 16, rngs=rngs)
 
     def __call__(self, x, factor=1.0, *, mode="sum", mask=None):
-        y = self.outer(self.drop(jnp.tanh(self.bn(self.inner(x)))))
+        y = self.drop(jnp.tanh(self.bn(self.inner(x))))
         if mask is not None:
             y = y * mask
         return (x + factor * y if mode == "sum" else y), {"mode": mode}
 
 
 class Net(nnx.Module):
-    def __init__(self, depth=3, width=8):
-        self.blocks = nnx.List([Block(width, nnx.Rngs(i)) for i in range(depth)])
+    def __init__(self):
+        self.blocks = nnx.List([Block(0), Block(1)])
 
     def __call__(self, x):
         for block in self.blocks:
-            x, _ = block(x, 0.5, mode="sum", mask=jnp.ones(16))
+            x, _ = block(x, 0.5, mode="sum", mask=jnp.ones(8))
         return x
 
 
-class Train(glr.Graph):
-    def __init__(self, model, remat=None):
-        super().__init__()
-        self.model = model
-        self.config.remat = remat
-        self.add_optimizer(glr.optim.SGD(model, lr=0.1))
-
-    def build(self, x):
-        loss = (self.model(x) ** 2).mean()
-        self.backward(loss)
-        return loss
-
-
-def states(remat):
-    graph = Train(Net(), remat(Net) if isinstance(remat, type(states)) else remat)
-    losses = [float(graph(X)) for _ in range(3)]
-    return losses, graph
+def trained(remat, model=None):
+    return Train(model or Net(), SGD("**", lr=0.1), remat=remat)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return states(None)
+    """Losses of three steps, and the state after them."""
+    graph = trained(None)
+    return [float(graph(X)) for _ in range(3)], state_of(graph)
 
 
-@pytest.mark.parametrize(
-    "remat", ["model.blocks.*", "blocks.0", Block, "**", [Block, "blocks.1"]], ids=str
-)
+@pytest.mark.parametrize("remat", ["model.blocks.*", "blocks.0", "**"], ids=str)
 def test_the_same_training(plain, remat):
-    losses, graph = states(remat)
-    np.testing.assert_allclose(losses, plain[0], rtol=1e-6)
-    for key, value in plain[1].state_dict().items():
-        np.testing.assert_allclose(
-            np.asarray(graph.state_dict()[key], float),
-            np.asarray(value, float),
-            atol=1e-6,
-            err_msg=key,
-        )
+    losses, state = plain
+    graph = trained(remat)
+    np.testing.assert_allclose([float(graph(X)) for _ in range(3)], losses, rtol=1e-6)
+    assert_close(state_of(graph), state, atol=1e-6)
     assert graph.compiles.count == 1
+    assert type(graph.model.blocks[0]) is Block  # the model is left as it is
 
 
-def test_a_module_itself_is_a_selector():
+@pytest.fixture(scope="module")
+def text():
+    """The step in which every block is computed again."""
+    return trained("model.blocks.*").lower(X).as_text()
+
+
+@pytest.mark.parametrize("remat", [Block, [Block, "blocks.1"]], ids=str)
+def test_every_selector_of_them_gives_the_same_step(text, remat):
+    assert trained(remat).lower(X).as_text() == text
+
+
+def test_a_module_itself_is_a_selector(text):
     model = Net()
-    text = str(Train(model, model.blocks[1]).lower(X).as_text())
-    plain = str(Train(Net()).lower(X).as_text())
-    assert text.count("optimization_barrier") > plain.count("optimization_barrier")
+    one, none = (trained(remat, model).lower(X) for remat in (model.blocks[1], None))
+    barriers = [
+        step.count("optimization_barrier")
+        for step in (none.as_text(), one.as_text(), text)
+    ]
+    assert barriers[0] < barriers[1] < barriers[2]
 
 
 def test_less_memory():
-    plain, remat = (
-        Train(Net(depth=8, width=512), selector)
-        for selector in (None, "model.blocks.*")
-    )
-    before, after = (g.cost(X)["temporary_memory"] for g in (plain, remat))
-    assert after < 0.6 * before
-    assert remat.cost(X)["flops"] > plain.cost(X)["flops"]
+    class Wide(nnx.Module):
+        def __init__(self):
+            self.inner, self.outer = linear(8, 512), linear(512, 8)
 
+        def __call__(self, x):
+            return x + self.outer(jnp.tanh(self.inner(x)))
 
-def test_the_model_itself_is_left_as_it_is():
-    model = Net()
-    kind = type(model.blocks[0])
-    Train(model, "**")(X)
-    assert type(model.blocks[0]) is kind is Block
+    def cost(remat):
+        model = nnx.Sequential(*(Wide() for _ in range(6)))
+        return trained(remat, model).cost(np.ones((256, 8), np.float32))
+
+    plain, again = cost(None), cost("model.layers.*")
+    assert again["temporary_memory"] < 0.6 * plain["temporary_memory"]
+    assert again["flops"] > plain["flops"]
 
 
 def test_a_selector_that_selects_nothing():
     with pytest.raises(
         ValueError, match=r"remat: 'blocks' selects no|nearest"
     ) as caught:
-        Train(Net(), "layers.*")(X)
+        trained("layers.*")(X)
     assert "model.blocks.0" in str(caught.value)
+
+
+def test_a_wrapped_module_keeps_its_name_and_one_that_is_not_called_its_class():
+    def around(call):
+        return lambda module, *args: 2 * call(module, *args)
+
+    layer, holder = linear(), nnx.Dict(layer=linear())
+    once = np.asarray(layer(X[:, :2]))
+    wrap(layer, around), wrap(holder, around)
+    np.testing.assert_array_equal(layer(X[:, :2]), 2 * once)
+    assert type(layer).__name__ == "Linear"
+    assert isinstance(layer, nnx.Linear)
+    assert type(holder) is nnx.Dict

@@ -7,10 +7,12 @@ from flax import nnx
 
 from graphlr.modules.tree import Modules
 from graphlr.modules.variables import read
+from tests.models import linear
 
 
-def linear(x=2, y=2):
-    return nnx.Linear(x, y, use_bias=False, rngs=nnx.Rngs(0))
+def kernel():
+    """A layer of one parameter."""
+    return linear(2, 2, use_bias=False)
 
 
 class Norms(nnx.Module):
@@ -18,19 +20,19 @@ class Norms(nnx.Module):
 
     def __init__(self):
         rngs = nnx.Rngs(0)
-        self.body = nnx.List([linear(), nnx.BatchNorm(2, rngs=rngs)])
-        self.head = nnx.Dict(norm=nnx.BatchNorm(2, rngs=rngs), out=linear())
+        self.body = nnx.List([kernel(), nnx.BatchNorm(2, rngs=rngs)])
+        self.head = nnx.Dict(norm=nnx.BatchNorm(2, rngs=rngs), out=kernel())
         bare = nnx.BatchNorm(2, use_bias=False, use_scale=False, rngs=rngs)
-        self.tail = nnx.List([linear(), bare])
+        self.tail = nnx.List([kernel(), bare])
 
 
 def test_paths_go_through_every_container():
     found = Modules(
         {
-            "pair": (linear(), linear()),
-            "named": {"b": [linear()], "a": nnx.Param(jnp.ones(1))},
-            "listed": nnx.List([linear()]),
-            "keyed": nnx.Dict(x=linear()),
+            "pair": (kernel(), kernel()),
+            "named": {"b": [kernel()], "a": nnx.Param(jnp.ones(1))},
+            "listed": nnx.List([kernel()]),
+            "keyed": nnx.Dict(x=kernel()),
             "scale": nnx.BatchStat(jnp.ones(1)),
             "number": 3,
             "array": jnp.ones(2),
@@ -50,7 +52,7 @@ def test_paths_go_through_every_container():
 
 
 def test_inner_paths_leave_the_attribute_out():
-    (param,) = Modules({"model": nnx.List([linear()])}).params
+    (param,) = Modules({"model": nnx.List([kernel()])}).params
     assert (param.path, param.path_in_module) == ("model.0.kernel", (0, "kernel"))
 
 
@@ -61,7 +63,7 @@ def test_random_streams_are_carried_along():
 
 
 def test_a_module_under_two_names_appears_once():
-    shared = linear()
+    shared = kernel()
     found = Modules({"first": shared, "second": [shared]})
     assert found.paths == ["first.kernel"]
     merged = found.merge({id(shared.kernel): jnp.zeros((2, 2))}, training=False)
@@ -70,7 +72,7 @@ def test_a_module_under_two_names_appears_once():
 
 def test_an_array_beside_the_variables_is_carried_along():
     """nnx takes plain arrays as attributes: masks, positions, anchors."""
-    layer = linear()
+    layer = kernel()
     layer.mask = jnp.ones(2)
     found = Modules({"model": layer})
     assert read(found.variables)
@@ -89,7 +91,7 @@ def test_merge_makes_copies_in_the_asked_mode():
 
 
 def test_now_sees_what_a_copy_was_assigned():
-    model = linear()
+    model = kernel()
     found = Modules({"model": model})
     before = {id(model.kernel): model.kernel.get_value()}
     merged = found.merge(before, training=True)
@@ -143,19 +145,19 @@ def replace_variable(model):
 
 
 def replace_in_list(model):
-    model.body[0] = linear()
+    model.body[0] = kernel()
 
 
 def replace_in_dict(model):
-    model.head["out"] = linear()
+    model.head["out"] = kernel()
 
 
 def append(model):
-    model.body.append(linear())
+    model.body.append(kernel())
 
 
 def add(model):
-    model.extra = linear()
+    model.extra = kernel()
 
 
 @pytest.mark.parametrize(
@@ -179,9 +181,9 @@ def test_replaced_names_what_changed(change, path):
 
 @pytest.mark.parametrize("key", ["layers", "heads"])
 def test_replaced_sees_into_plain_containers(key):
-    attributes = {"layers": [linear(), linear()], "heads": {"a": linear()}}
+    attributes = {"layers": [kernel(), kernel()], "heads": {"a": kernel()}}
     found = Modules(attributes)
-    attributes[key][0 if key == "layers" else "a"] = linear()
+    attributes[key][0 if key == "layers" else "a"] = kernel()
     assert (found.replaced() or "nothing").startswith(key)
 
 
@@ -197,7 +199,7 @@ def test_constants_and_values_may_change():
 
 
 def test_an_attribute_of_other_keys_is_a_constant():
-    found = Modules({"model": linear(), "names": {1: "one", "two": 2}})
+    found = Modules({"model": kernel(), "names": {1: "one", "two": 2}})
     assert found.paths == ["model.kernel"]
 
 

@@ -9,13 +9,10 @@ from graphlr.engine.optimizers import Optimizers
 from graphlr.modules.tree import Modules
 from graphlr.optim import SGD, Adam, lr_scheduler
 from graphlr.report.summary import groups_rows, html_table, modules_tree, table
+from tests import models
 
-
-def linear():
-    return nnx.Linear(20, 60, rngs=nnx.Rngs(0))
-
-
-ATTRIBUTES = {"net": linear(), "heads": [linear(), linear()], "n": 5}
+NET = models.linear(20, 60)
+ATTRIBUTES = {"net": NET, "heads": [nnx.clone(NET), nnx.clone(NET)], "n": 5}
 MODULES = Modules(ATTRIBUTES)
 
 
@@ -95,17 +92,15 @@ def test_large_trees_are_cut():
     assert len(tree.splitlines()) < 40
 
 
-class Train(glr.Graph):
+class Train(models.Train):
+    """Two groups, one with a name that HTML can't take as it is."""
+
     def __init__(self):
-        super().__init__()
-        self.net = linear()
         optimizer = SGD([{"params": "kernel"}, {"params": "bias", "name": "<b>"}])
-        self.groups = optimizer.param_groups
-        self.add_optimizer(optimizer)
-        self.config.skip_nonfinite = True
+        super().__init__(nnx.clone(NET), optimizer, skip_nonfinite=True)
 
     def build(self, x, mode="mean"):
-        loss = getattr(self.net(x), mode)()
+        loss = getattr(self.model(x), mode)()
         self.backward(loss)
         return loss
 
@@ -138,7 +133,7 @@ def test_a_notebook_shows_the_same():
 
 def test_a_fault_is_shown_and_does_not_raise():
     graph = Train()
-    graph.groups[0]["params"] = "krenel"
+    graph.optimizers[0].param_groups[0]["params"] = "krenel"
     assert "'krenel' matches no parameter" in str(graph)
     assert "&#x27;krenel&#x27; matches no parameter" in graph._repr_html_()
 

@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-import graphlr as glr
 from graphlr.step.config import Config
+from tests.models import Evaluate, X, linear
 
 
 @pytest.mark.parametrize(
@@ -58,27 +57,18 @@ def test_bad_values_are_refused(name, value, kind, message):
     assert config.changed() == {}
 
 
-class Evaluate(glr.Graph):
-    def __init__(self):
-        super().__init__()
-        self.model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-
-    def build(self, x):
-        return self.model(x)
-
-
 @pytest.mark.parametrize("name", ["clip_grad_norm", "ema_decay", "group_stats"])
 def test_options_without_effect_are_refused(name):
-    graph = Evaluate()
+    graph = Evaluate(linear())
     setattr(graph.config, name, True if name == "group_stats" else 0.5)
     with pytest.raises(ValueError, match=rf"config.{name} has no effect .*optimizer"):
-        graph(np.ones((1, 2), np.float32))
+        graph(X)
 
 
 def test_options_are_fixed_by_the_first_call():
-    graph = Evaluate()
+    graph = Evaluate(linear())
     graph.config.amp = "bfloat16"
-    assert graph(np.ones((1, 2), np.float32)).dtype == np.float32
+    assert graph(X).dtype == np.float32
     with pytest.raises(AttributeError, match=r"amp = None comes too late"):
         graph.config.amp = None
     assert "amp='bfloat16'" in repr(graph.config)

@@ -6,36 +6,18 @@ import optax
 import pytest
 from flax import nnx
 
-import graphlr as glr
+from graphlr.optim import SGD, AdamW
 from graphlr.optim.lr_scheduler import StepLR
+from tests.models import Classify, Evaluate, Net, assert_close, linear, state_of
 
 K = 4
 RNG = np.random.default_rng(0)
-X = RNG.normal(size=(K, 8, 5)).astype(np.float32)
+X = RNG.normal(size=(K, 8, 4)).astype(np.float32)
 Y = RNG.integers(0, 3, (K, 8))
 
 
-class Net(nnx.Module):
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.body = nnx.Linear(5, 6, rngs=rngs)
-        self.bn = nnx.BatchNorm(6, rngs=rngs)
-        self.drop = nnx.Dropout(0.3, rngs=rngs)
-        self.head = nnx.Linear(6, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(self.drop(nnx.relu(self.bn(self.body(x)))))
-
-
-class Train(glr.Graph):
-    def __init__(self, **config):
-        super().__init__()
-        self.model = Net()
-        groups = [{"params": "**.bias", "lr_scale": 2.0}, {"params": ...}]
-        self.optimizers = [glr.optim.AdamW(groups, lr=0.02)]
-        self.add_optimizer(self.optimizers[0], lr_sch=StepLR(2, 0.5))
-        for name, value in config.items():
-            setattr(self.config, name, value)
+class Weighted(Classify):
+    """Gives its logits back too."""
 
     def build(self, x, y, weight=1.0):
         logits = self.model(x)
@@ -44,34 +26,71 @@ class Train(glr.Graph):
         return loss, {"logits": logits}
 
 
-def same(a, b, **limits):
-    for key, value in a.state_dict().items():
-        np.testing.assert_allclose(
-            np.asarray(b.state_dict()[key], float),
-            np.asarray(value, float),
-            err_msg=key,
-            **limits,
-        )
+GROUPS = [{"params": "**.bias", "lr_scale": 2.0}, {"params": ...}]
+
+
+def normed():
+    return nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), linear(4, 3))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """A graph compiled for a call and for K steps, and its state before any."""
+    graph = Weighted(Net(), AdamW(GROUPS, lr=0.02), lr_sch=StepLR(2, 0.5))
+    start = state_of(graph)
+    graph(X[0], Y[0]), graph.scan(X, Y)
+    return graph, start
+
+
+@pytest.fixture
+def graph(compiled):
+    """It, as it was before its first step."""
+    graph, start = compiled
+    graph.load_state_dict(start)
+    return graph
+
+
+@pytest.fixture
+def called(graph, compiled):
+    """What K calls of it give, its state and its rates after them."""
+    losses, outputs = zip(*map(graph, X, Y), strict=True)
+    logits = np.stack([output["logits"] for output in outputs])
+    after = np.asarray(losses), logits, state_of(graph), graph.lr
+    graph.load_state_dict(compiled[1])
+    return after
+
+
+def test_scan_equals_calls(graph, called):
+    losses, logits, state, lr = called
+    loss, outputs = graph.scan(X, Y)
+    np.testing.assert_allclose(loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-3, atol=1e-5)
+    assert_close(state_of(graph), state, rtol=1e-4, atol=2e-6)
+    assert graph.step == K
+    assert graph.lr == lr
+    assert graph.compiles.why[:2] == ["first call", "4 steps in one run"]
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        {},
         {"ema_decay": 0.9, "skip_nonfinite": True, "group_stats": True},
         {"gradient_accumulation_steps": 2, "clip_grad_norm": 0.5},
         {"amp": "bfloat16"},
     ],
     ids=str,
 )
-def test_scan_equals_calls(config):
-    calls, scan = Train(**config), Train(**config)
+def test_scan_equals_calls_with_options(config):
+    calls, scan = (
+        Weighted(normed(), optimizer, lr_sch=StepLR(2, 0.5), **config)
+        for optimizer in (SGD(GROUPS, lr=0.02, momentum=0.9) for _ in range(2))
+    )
     losses, logits = zip(*map(calls, X, Y), strict=True)
     logits = [output["logits"] for output in logits]
     loss, outputs = scan.scan(X, Y)
     np.testing.assert_allclose(loss, losses, rtol=1e-5)
     np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-3, atol=1e-5)
-    same(calls, scan, rtol=1e-4, atol=2e-6)
+    assert_close(state_of(scan), state_of(calls), rtol=1e-4, atol=2e-6)
     assert (scan.step, scan.compiles.count) == (K, 1)
     assert scan.lr == calls.lr
     if "group_stats" in config:
@@ -79,62 +98,55 @@ def test_scan_equals_calls(config):
         assert ours["group1"] == pytest.approx(theirs["group1"], rel=1e-3)
 
 
-def test_scans_and_calls_share_all_state():
-    mixed, calls = Train(), Train()
-    mixed(X[0], Y[0])
-    mixed.scan(X[1:3], Y[1:3])
-    mixed(X[3], Y[3])
-    for x, y in zip(X, Y, strict=True):
-        calls(x, y)
-    same(calls, mixed, rtol=1e-4, atol=2e-6)
-    assert mixed.compiles.why == ["first call", "2 steps in one run"]
+def test_scans_and_calls_share_all_state(graph, called):
+    *_, state, _ = called
+    before = graph.compiles.count
+    graph(X[0], Y[0])
+    graph.scan(X[1:3], Y[1:3])
+    graph(X[3], Y[3])
+    assert_close(state_of(graph), state, rtol=1e-4, atol=2e-6)
+    assert graph.compiles.why[before:] == ["2 steps in one run"]
 
 
-@pytest.mark.parametrize(
-    "give",
-    [
-        lambda graph: graph.scan(X, Y),
-        lambda graph: graph.scan((X, Y)),
-        lambda graph: graph.scan(list(zip(X, Y, strict=True))),
-        lambda graph: graph.scan(x=X, y=Y),
-        lambda graph: graph.scan(X, y=jnp.asarray(Y)),
-        lambda graph: graph.scan(X, Y, 1.0),
-    ],
-)
-def test_every_way_to_give_batches(give):
-    graph = Train()
-    loss, _ = give(graph)
-    assert loss.shape == (K,)
-    assert graph.step == K
+def test_numbers_changed_between_scans_do_not_recompile(graph):
+    before = graph.compiles.count
+    graph.scan(X, Y)
+    graph.optimizers[0].scale_lr(0.0)
+    kernel = np.asarray(graph.model.classifier.kernel.get_value())
+    graph.scan(X, Y)
+    np.testing.assert_array_equal(graph.model.classifier.kernel.get_value(), kernel)
+    assert graph.compiles.count == before
+
+
+def test_every_way_to_give_batches():
+    graph = Weighted(linear(4, 3), SGD("**", lr=0.1))
+    start = state_of(graph)
+    ways = [
+        lambda: graph.scan(X, Y),
+        lambda: graph.scan((X, Y)),
+        lambda: graph.scan(list(zip(X, Y, strict=True))),
+        lambda: graph.scan(x=X, y=Y),
+        lambda: graph.scan(X, y=jnp.asarray(Y)),
+        lambda: graph.scan(X, Y, 1.0),
+    ]
+    losses = []
+    for give in ways:
+        graph.load_state_dict(start)
+        loss, _ = give()
+        losses.append(loss)
+        assert loss.shape == (K,)
+        assert graph.step == K
+    np.testing.assert_allclose(losses, [losses[0]] * len(ways), rtol=1e-6)
 
 
 def test_an_eval_graph_scans_too():
-    class Evaluate(glr.Graph):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def build(self, x):
-            return self.model(x)
-
-    model = Net()
-    out = Evaluate(model).scan(X)
-    single = Evaluate(model)
-    np.testing.assert_allclose(out, [single(x) for x in X], rtol=1e-5, atol=1e-6)
+    graph = Evaluate(normed())
+    np.testing.assert_allclose(
+        graph.scan(X), [graph(x) for x in X], rtol=1e-5, atol=1e-6
+    )
 
 
-def test_numbers_changed_between_scans_do_not_recompile():
-    graph = Train()
-    graph.scan(X, Y)
-    graph.optimizers[0].scale_lr(0.0)
-    before = np.asarray(graph.model.head.kernel.get_value())
-    graph.scan(X, Y)
-    np.testing.assert_array_equal(graph.model.head.kernel.get_value(), before)
-    assert graph.compiles.count == 1
-
-
-def test_faults():
-    graph = Train()
+def test_faults(graph):
     with pytest.raises(ValueError, match=r"a leading axis.*'x': 4, 'y': 3"):
         graph.scan(X, Y[:3])
     with pytest.raises(ValueError, match="missing"):
@@ -144,15 +156,7 @@ def test_faults():
 
 
 def test_convolutions_on_the_cpu_are_better_called():
-    class Conv(glr.Graph):
-        def __init__(self):
-            super().__init__()
-            self.model = nnx.Conv(3, 2, (3, 3), rngs=nnx.Rngs(0))
-
-        def build(self, x):
-            return self.model(x)
-
-    graph = Conv()
+    graph = Evaluate(nnx.Conv(3, 2, (1, 1), rngs=nnx.Rngs(0)))
     with pytest.warns(UserWarning, match=r"with convolutions \(model\)"):
         graph.scan(np.zeros((2, 1, 4, 4, 3), np.float32))
     graph.scan(np.zeros((2, 1, 4, 4, 3), np.float32))

@@ -6,18 +6,12 @@ from flax import nnx
 
 from graphlr.optim import SGD, Adam
 from graphlr.step.plan import check_unchanged, make_plan
-
-
-class Net(nnx.Module):
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.body = nnx.Linear(2, 2, rngs=rngs)
-        self.norm = nnx.BatchNorm(2, rngs=rngs)
+from tests.models import linear
 
 
 @pytest.fixture
 def net():
-    return Net()
+    return nnx.Dict(body=linear(2, 2), norm=nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
 
 
 BODY, NORM = {"params": "body.*", "name": "body"}, {"params": "norm.*", "name": "norm"}
@@ -84,15 +78,13 @@ def test_what_has_no_gradient_must_be_frozen(value):
 
 def test_two_parameters_of_one_path_are_an_error():
     """Otherwise one of them would take the other's place, and never train."""
-    layer = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
-    other = nnx.Dict(b=nnx.Linear(2, 1, rngs=nnx.Rngs(1)))
     with pytest.raises(ValueError, match=r"m\.a\.b\.bias"):
-        make_plan({"m": {"a.b": layer, "a": other}}, [SGD("**")])
+        make_plan({"m": {"a.b": linear(), "a": nnx.Dict(b=linear())}}, [SGD("**")])
 
 
 def test_a_changed_model_is_named(net):
     plan = make_plan({"m": net}, [])
     check_unchanged(plan)
-    net.body = nnx.Linear(2, 2, rngs=nnx.Rngs(1))
+    net.body = linear(2, 2)
     with pytest.raises(ValueError, match=r"m\.body\S* was replaced.*new graph"):
         check_unchanged(plan)

@@ -1,3 +1,5 @@
+"""MobileNetV2: torchvision's names, shapes and initialisation, PyTorch's numbers."""
+
 import math
 
 import jax
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from graphlr.models import MobileNetV2, mobilenet_v2
+from tests.models import quick
 
 # What PyTorch 2.13 computes in float64 from the weights and images of the last test.
 TORCH = {
@@ -93,22 +96,22 @@ def test_features_and_classifier_are_modules(model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "image", "trunk"),
+    ("arguments", "trunks"),
     [
-        ({}, 32, (1, 1, 1280)),
-        ({"stem_stride": 1}, 32, (2, 2, 1280)),
-        ({}, 224, (7, 7, 1280)),
-        ({"width_mult": 0.35}, 97, (4, 4, 1280)),
-        ({"width_mult": 1.4}, 64, (2, 2, 1792)),
+        ({}, {32: (1, 1, 1280), 224: (7, 7, 1280)}),
+        ({"stem_stride": 1}, {32: (2, 2, 1280)}),
+        ({"width_mult": 0.35}, {97: (4, 4, 1280)}),
+        ({"width_mult": 1.4}, {64: (2, 2, 1792)}),
     ],
 )
-def test_output_shapes(arguments, image, trunk):
-    x = jax.ShapeDtypeStruct((2, image, image, 3), jnp.float32)
+def test_output_shapes(arguments, trunks):
     network = abstract(7, **arguments)
     network.eval()
-    features = nnx.eval_shape(lambda m, x: m.features(x), network, x)
-    assert features.shape == (2, *trunk)
-    assert network.classifier[1].kernel.shape == (trunk[-1], 7)
+    for image, trunk in trunks.items():
+        x = jax.ShapeDtypeStruct((2, image, image, 3), jnp.float32)
+        features = nnx.eval_shape(lambda m, x: m.features(x), network, x)
+        assert features.shape == (2, *trunk)
+        assert network.classifier[1].kernel.shape == (trunk[-1], 7)
 
 
 def test_initialisation_is_torchvisions(model):
@@ -186,12 +189,12 @@ def test_numbers_are_pytorchs():
             chosen = jax.nn.log_softmax(logits)[jnp.arange(4), jnp.arange(4)]
             return -chosen.mean(), (logits, nnx.state(network, nnx.BatchStat))
 
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        step = quick(jax.value_and_grad(loss, has_aux=True))
         (value, (logits, stats)), gradients = step(params)
         nnx.update(network, stats)
         network.eval()
         graphdef, state = nnx.split(network)
-        predicted = jax.jit(lambda state: nnx.merge(graphdef, state)(x))(state)
+        predicted = quick(lambda state: nnx.merge(graphdef, state)(x))(state)
 
     gradients, stats = flat(gradients), flat(stats)
     norms = {name: np.linalg.norm(gradients[name]) for name in TORCH["gradient norms"]}
