@@ -19,41 +19,34 @@ from flax import nnx
 import graphlr as glr
 from graphlr.optim import SGD, Adam, AdamW
 from graphlr.optim import lr_scheduler as lrs
+from tests.models import Train, Weights
 
 
-class Weights(nnx.Module):
+def ones(*names):
     """Numbers that start at 1."""
-
-    def __init__(self, *names):
-        for name in names or ("a", "b"):
-            setattr(self, name, nnx.Param(jnp.ones(())))
+    return Weights(**dict.fromkeys(names or ("a", "b"), 1.0))
 
 
-class Train(glr.Graph):
+class Along(Train):
     """The loss is the weights times the arguments, so these are the gradients."""
 
-    def __init__(self, *optimizers, model=None, lr_sch=None, **config):
-        super().__init__()
-        self.model = model or Weights()
-        for key, value in config.items():
-            setattr(self.config, key, value)
-        for optimizer in optimizers:
-            self.add_optimizer(optimizer, lr_sch=lr_sch)
+    def __init__(self, *optimizers, model=None, **keys):
+        super().__init__(model or ones(), *optimizers, **keys)
 
     def build(self, **grads):
-        loss = sum(getattr(self.model, name) * grad for name, grad in grads.items())
+        loss = self.model.along(grads)
         self.backward(loss)
         return loss
 
 
-class Pair(Train):
+class Pair(Along):
     """The same with two arguments by position, and a third that may be given."""
 
     def build(self, a, b, c=0.0):
         return super().build(a=a, b=b) + c
 
 
-class Rows(Train):
+class Rows(Along):
     """Arguments are batches of gradients."""
 
     def build(self, a, b):
@@ -71,7 +64,7 @@ def after(graph):
 
 
 def trained(*optimizers, steps=1, grads=ONES, how=glr.Graph.__call__, **keys):
-    graph = Train(*optimizers, **keys)
+    graph = Along(*optimizers, **keys)
     for _ in range(steps):
         how(graph, **grads)
     return after(graph)
@@ -79,7 +72,7 @@ def trained(*optimizers, steps=1, grads=ONES, how=glr.Graph.__call__, **keys):
 
 def build_is(build, *optimizers):
     """A call of a graph with this `build`, over the weights a and b."""
-    kind = type("Gr", (Train,), {"build": build})
+    kind = type("Gr", (Along,), {"build": build})
     return lambda: kind(*optimizers)(**ONES)
 
 
@@ -90,7 +83,7 @@ def group(params="**", **keys):
 def edited(**values):
     """Numbers of a compiled graph's group are set, and it takes a step."""
     optimizer = SGD("**", lr=0.1)
-    graph = Train(optimizer)
+    graph = Along(optimizer)
     graph(**ONES)
     optimizer.param_groups[0].update(values)
     graph(**ONES)
@@ -99,7 +92,7 @@ def edited(**values):
 
 def edited_badly():
     optimizer = SGD("**", lr=0.1)
-    graph = Train(optimizer)
+    graph = Along(optimizer)
     graph(**ONES)
     try:
         optimizer.param_groups[0].update({"lr": 0.5, "lr_scale": math.nan})
@@ -112,7 +105,7 @@ class Tied(nnx.Module):
     """One weight under two modules."""
 
     def __init__(self):
-        self.first, self.second = Weights("w"), Weights("w")
+        self.first, self.second = ones("w"), ones("w")
         self.second.w = self.first.w
 
 
@@ -122,11 +115,11 @@ class Cast(NamedTuple):
 
 
 def cast_after_the_optimizer():
+    model = ones("a")
     with jax.enable_x64(True):
-        model = Weights("a")
         optimizer = SGD(model, lr=0.1)
         model.a.set_value(model.a.get_value().astype(jnp.float64))
-        Train(optimizer, model=model)(a=1.0)
+        Along(optimizer, model=model)(a=1.0)
         value = model.a.get_value()
         return Cast(str(value.dtype), float(value))
 
@@ -134,7 +127,7 @@ def cast_after_the_optimizer():
 def frozen_then_not():
     groups = [{"params": "a", "name": "a", "frozen": True}, {"params": "b"}]
     optimizer = AdamW(groups, lr=0.1, weight_decay=0.0)
-    graph = Train(optimizer)
+    graph = Along(optimizer)
     graph(**ONES)
     frozen = after(graph)["a"]
     optimizer.param_groups["a"]["frozen"] = False
@@ -143,13 +136,13 @@ def frozen_then_not():
 
 
 def named_twice():
-    model = Weights()
+    model = ones()
     return trained(SGD([model.a, model.b, model.a], lr=0.1), model=model)
 
 
 def unused():
     """With decay and momentum, which leave it alone too; its slots don't count on."""
-    graph = Train(AdamW("**", lr=0.1, weight_decay=0.5))
+    graph = Along(AdamW("**", lr=0.1, weight_decay=0.5))
     for _ in range(3):
         graph(a=1.0)
     return after(graph)["b"], int(graph.state_dict()["slots.model.b.steps"])
@@ -158,7 +151,7 @@ def unused():
 def scale_zero():
     """Adam's slots go on, and a scale given later acts without compiling."""
     optimizer = Adam("**", lr=0.1, lr_scale=0.0)
-    graph = Train(optimizer)
+    graph = Along(optimizer)
     graph(**ONES)
     held = after(graph)["a"]
     optimizer.param_groups[0]["lr_scale"] = 1.0
@@ -169,7 +162,7 @@ def scale_zero():
 
 def nan_then_good(scaler=None, group=None, **config):
     """Weights, steps, skips and loss scale after a batch with a NaN and a good one."""
-    graph = Train(SGD([{"params": "**", **(group or {})}], lr=0.1), **config)
+    graph = Along(SGD([{"params": "**", **(group or {})}], lr=0.1), **config)
     if scaler is not None:
         graph.set_grad_scaler(scaler)
     graph(**NAN)
@@ -181,7 +174,7 @@ def one_schedule_two_optimizers():
     schedule = lrs.StepLR(1, gamma=0.5)
     groups = [{"params": "a", "name": "a"}], [{"params": "b", "name": "b"}]
     optimizers = SGD(groups[0], lr=0.4), Adam(groups[1], lr=0.2)
-    graph = Train(*optimizers, lr_sch=schedule)
+    graph = Along(*optimizers, lr_sch=schedule)
     graph(**ONES)
     return graph.lr
 
@@ -189,11 +182,11 @@ def one_schedule_two_optimizers():
 def two_schedules_one_optimizer():
     optimizer = SGD("**")
     for schedule in (lrs.StepLR(3), lrs.StepLR(4)):
-        Train(optimizer, lr_sch=schedule)
+        Along(optimizer, lr_sch=schedule)
 
 
 def scheduled(schedule, steps=2):
-    graph = Train(SGD("**", lr=0.4), lr_sch=schedule)
+    graph = Along(SGD("**", lr=0.4), lr_sch=schedule)
     for _ in range(steps):
         graph(**ONES)
     return graph.lr["group0"], graph.compiles.count
@@ -209,7 +202,7 @@ def early():
 
 
 def array_as_attribute():
-    class Table(Train):
+    class Table(Along):
         def __init__(self, optimizer):
             super().__init__(optimizer)
             self.table = jnp.array([2.0, 3.0])
@@ -239,7 +232,7 @@ def one_argument_more():
 
 def make_resumable():
     optimizer = Adam([{"params": "a", "lr_scale": 0.5}, {"params": ...}], lr=0.1)
-    return Train(optimizer, lr_sch=lrs.CosineDecayLR(10))
+    return Along(optimizer, lr_sch=lrs.CosineDecayLR(10))
 
 
 def snapshot(graph):
@@ -266,11 +259,11 @@ def resumed():
 
 def handed_over():
     """Compiled, operation by operation, compiled in another graph: one optimizer."""
-    model, optimizer = Weights(), SGD("**", lr=0.1, momentum=0.9)
-    graph = Train(optimizer, model=model)
+    model, optimizer = ones(), SGD("**", lr=0.1, momentum=0.9)
+    graph = Along(optimizer, model=model)
     graph(**ONES)
     graph.eager(**ONES)
-    Train(optimizer, model=model)(**ONES)
+    Along(optimizer, model=model)(**ONES)
     graph(**ONES)
     return after(graph), graph.step
 
@@ -280,7 +273,7 @@ def two_losses():
         self.backward(self.model.a * a)
         self.backward(self.model.a * 2.0 + self.model.b * b)
 
-    graph = type("Gr", (Train,), {"build": build})(SGD("**", lr=0.1))
+    graph = type("Gr", (Along,), {"build": build})(SGD("**", lr=0.1))
     graph(**ONES)
     return after(graph)
 
@@ -288,14 +281,14 @@ def two_losses():
 def modes():
     """A model in eval mode is trained in train mode, whenever it was switched."""
 
-    class Dropped(Train):
+    class Dropped(Along):
         def build(self, x):
             self.backward(self.model(x).sum() + self.weights.a + self.weights.b)
             return self.model(x)
 
         def __init__(self, model):
             super().__init__()
-            self.model, self.weights = model, Weights()
+            self.model, self.weights = model, ones()
             self.add_optimizer(SGD("**", lr=0.1))
 
     model = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
@@ -308,7 +301,7 @@ def modes():
 
 
 def rebound():
-    graph = Train(SGD("**", lr=0.1))
+    graph = Along(SGD("**", lr=0.1))
     graph(**ONES)
     graph.model.a = nnx.Param(jnp.zeros(()))
     graph(**ONES)
@@ -316,7 +309,7 @@ def rebound():
 
 def too_late(do):
     def run():
-        graph = Train(SGD("**", lr=0.1))
+        graph = Along(SGD("**", lr=0.1))
         graph(**ONES)
         do(graph)
 
@@ -327,7 +320,7 @@ def loaded(change):
     """A state of Adam, after a change, in another graph."""
 
     def run():
-        graph, other = Train(Adam("**")), Train(Adam("**"))
+        graph, other = Along(Adam("**")), Along(Adam("**"))
         state = graph.state_dict()
         change(state)
         other.load_state_dict(state)
@@ -359,7 +352,7 @@ class Gives(NamedTuple):
 ABORT = "aborts the process"
 EVERYWHERE = "accepted in a group"
 BOTH = "a {0} (was {1}), b {0} (was {1})"
-MODEL, OTHER = Weights(), Weights()
+MODEL, OTHER = ones(), ones()
 TIED = Tied()
 
 ROWS: dict[str, Raises | Gives] = {
@@ -392,7 +385,7 @@ ROWS: dict[str, Raises | Gives] = {
     ),
     "one_parameter_in_two_groups_in_eager": Raises(
         "updated twice",
-        lambda: Train(SGD([{"params": "**"}, {"params": "a"}])).eager(**ONES),
+        lambda: Along(SGD([{"params": "**"}, {"params": "a"}])).eager(**ONES),
         ValueError,
         r"model\.a in 'group0' and in 'group1'\. Make the groups disjoint",
     ),
@@ -410,7 +403,7 @@ ROWS: dict[str, Raises | Gives] = {
     ),
     "one_optimizer_twice": Raises(
         ABORT,
-        lambda: Train(*[SGD("**")] * 2),
+        lambda: Along(*[SGD("**")] * 2),
         ValueError,
         "this optimizer is in the graph already: add it once",
     ),
@@ -614,19 +607,19 @@ ROWS: dict[str, Raises | Gives] = {
     # optimizers and schedules of a graph
     "add_optimizer_none": Raises(
         "AssertionError",
-        lambda: Train(None),
+        lambda: Along(None),
         TypeError,
         r"takes an optimizer, glr\.optim\.SGD\(model, lr=0\.1\), not NoneType",
     ),
     "add_optimizer_module": Raises(
         "AssertionError",
-        lambda: Train(MODEL),
+        lambda: Along(MODEL),
         TypeError,
         r"takes an optimizer, glr\.optim\.SGD\(model, lr=0\.1\), not Weights",
     ),
     "add_optimizer_optax": Raises(
         "an optimizer of one's own has no place in a graph",
-        lambda: Train(optax.sgd(0.1)),
+        lambda: Along(optax.sgd(0.1)),
         TypeError,
         r"an optax transformation is a rule: glr\.optim\.Optimizer\(model, rule=lambda",
     ),
@@ -643,7 +636,7 @@ ROWS: dict[str, Raises | Gives] = {
     ),
     "reduce_on_plateau": Raises(
         "AssertionError without a message",
-        lambda: Train(SGD("**"), lr_sch=lrs.ReduceLROnPlateau(SGD("**"))),
+        lambda: Along(SGD("**"), lr_sch=lrs.ReduceLROnPlateau(SGD("**"))),
         ValueError,
         r"ReduceLROnPlateau\(.*, not a schedule, .*→ plateau\.step\(metric\) after",
     ),
@@ -685,7 +678,7 @@ ROWS: dict[str, Raises | Gives] = {
     # attributes of a graph
     "optimizer_as_attribute": Raises(
         "AttributeError",
-        lambda: setattr(Train(), "opt", SGD("**")),
+        lambda: setattr(Along(), "opt", SGD("**")),
         AttributeError,
         r"self\.opt = optimizer would train nothing: self\.add_optimizer\(optimizer\)",
     ),
@@ -728,7 +721,7 @@ ROWS: dict[str, Raises | Gives] = {
     ),
     "text_number_and_none_as_arguments": Gives(
         "NotImplementedError",
-        lambda: type("Gr", (Train,), {"build": lambda self, *args: args})()(
+        lambda: type("Gr", (Along,), {"build": lambda self, *args: args})()(
             "fast", 3, None, np.float32(2)
         ),
         ("fast", 3, None, 2.0),

@@ -7,10 +7,7 @@ from flax import nnx
 
 from graphlr.modules.tree import Modules
 from graphlr.optim import Adam
-
-
-def linear(inputs=2, outputs=1):
-    return nnx.Linear(inputs, outputs, rngs=nnx.Rngs(0))
+from tests.models import linear
 
 
 def planned(optimizer, attributes, frozen=""):

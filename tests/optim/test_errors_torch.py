@@ -22,33 +22,29 @@ from graphlr.optim import SGD, Adam, Muon, Optimizer
 from graphlr.optim import lr_scheduler as lrs
 from graphlr.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from tests import GOLDEN
+from tests.models import Train, linear
+from tests.optim.trees import together
 
 TORCH = json.loads((GOLDEN / "torch_errors.json").read_text())
 
 
-class Net(nnx.Module):
-    def __init__(self, outputs=3, names=("body", "head")):
-        for name in names:
-            layer = nnx.Linear(2, outputs, rngs=nnx.Rngs(0))
-            setattr(self, name, layer)
+def net(outputs=3, names=("body", "head")):
+    return nnx.Dict({name: linear(2, outputs) for name in names})
 
 
-class Train(glr.Graph):
+class OfAll(Train):
     """The loss is the sum of all weights, so every gradient is 1."""
 
-    def __init__(self, optimizer, lr_sch=None, model=None, **config):
-        super().__init__()
-        self.model = model or Net()
-        for key, value in config.items():
-            setattr(self.config, key, value)
-        self.add_optimizer(optimizer, lr_sch=lr_sch)
-
-    def build(self):
+    def loss(self):
         params = jax.tree.leaves(nnx.state(self.model, nnx.Param))
-        self.backward(sum(param.sum() for param in params))
+        return sum(param.sum() for param in params)
 
 
-NET = Net()
+def train(optimizer, lr_sch=None, model=None, **config):
+    return OfAll(model or net(), optimizer, lr_sch=lr_sch, **config)
+
+
+NET = net()
 KERNEL, BIAS = NET.body.kernel, NET.body.bias
 
 
@@ -85,13 +81,13 @@ def rates(optimizer, step=None):
 
 
 def loaded(state, optimizer, model=None, *, strict=True):
-    graph = Train(optimizer, model=model)
+    graph = train(optimizer, model=model)
     graph.load_state_dict(state, strict=strict)
     return graph
 
 
 def saved(optimizer=None, model=None):
-    return Train(optimizer or SGD("**"), model=model).state_dict()
+    return train(optimizer or SGD("**"), model=model).state_dict()
 
 
 def of_class(name, **keys):
@@ -153,7 +149,7 @@ def reordered():
 def partly_loaded():
     kernel = np.full((2, 3), 7, np.float32)
     state = {"model.head.kernel": kernel, "model.neck.kernel": kernel}
-    graph = Train(SGD("**"))
+    graph = train(SGD("**"))
     bias = np.asarray(graph.model.head.bias.get_value()) + 1
     graph.model.head.bias.set_value(jnp.asarray(bias))
     graph.load_state_dict(state, strict=False)
@@ -166,20 +162,18 @@ def quasi_newton_by_group():
     """Each group's steps are those of a parameter alone, whose memory is its own."""
     params = {"a": jnp.ones(2), "b": jnp.arange(3.0)}
     groups = [{"params": "a"}, {"params": "b", "lr_scale": 0.5}]
-    got = steps(Optimizer(groups, rule=optax.scale_by_lbfgs, lr=0.1), params, 3)
-    want = [
-        steps(
-            Optimizer("**", rule=optax.scale_by_lbfgs, lr=lr), {name: params[name]}, 3
-        )
-        for name, lr in (("a", 0.1), ("b", 0.05))
-    ]
-    return jax.tree.all(
-        [
-            np.allclose(got[t][name], alone[t][name])
-            for alone, name in zip(want, params, strict=True)
-            for t in range(3)
-        ]
-    )
+    given = {"both": (groups, 0.1), "a": ("a", 0.1), "b": ("b", 0.05)}
+    now = {"both": params, **{name: {name: x} for name, x in params.items()}}
+    rules = {
+        name: Optimizer(groups, rule=optax.scale_by_lbfgs, lr=lr).as_optax(now[name])
+        for name, (groups, lr) in given.items()
+    }
+    states = {name: tx.init(now[name]) for name, tx in rules.items()}
+    step, alike = together(rules), []
+    for _ in range(3):
+        now, states = step(now, now, states)
+        alike += [np.allclose(now["both"][name], now[name][name]) for name in params]
+    return all(alike)
 
 
 ONE_NUMBER = "a list is refused whatever its length: a schedule has one number"
@@ -262,7 +256,7 @@ ROWS: dict[str, Raises | Warns | Gives] = {
         r"Adam has no 'momentum': did you mean 'betas'\? It takes amsgrad, betas",
     ),
     "ema_decay": Raises(
-        lambda: Train(SGD("**"), ema_decay=1.5),
+        lambda: train(SGD("**"), ema_decay=1.5),
         r"Invalid decay value 1\.5 of config\.ema_decay\. .*for example 0\.999",
     ),
     # which parameters a group holds
@@ -348,7 +342,7 @@ ROWS: dict[str, Raises | Warns | Gives] = {
         r"multiple values for argument 'lr'.*All groups go into one list",
     ),
     "muon_1d": Raises(
-        lambda: Train(Muon("**"))(),
+        lambda: train(Muon("**"))(),
         r"only supports 2D parameters .*\(3,\)\. Not matrices: model\.body\.bias.*"
         r"\{\"params\": \.\.\., \"optimizer\": glr\.optim\.AdamW\}",
     ),
@@ -444,11 +438,11 @@ ROWS: dict[str, Raises | Warns | Gives] = {
         r"optimizer is 1, not an optimizer → glr\.optim\.SGD\(model, lr=0\.1\)",
     ),
     "cyclic_no_momentum": Raises(
-        lambda: Train(glr.optim.Adagrad("**"), lrs.CyclicLR(0.1, 0.2))(),
+        lambda: train(glr.optim.Adagrad("**"), lrs.CyclicLR(0.1, 0.2))(),
         r"group 'group0': CyclicLR\(.*momentum nor betas: .*cycle_momentum=False",
     ),
     "onecycle_no_momentum": Raises(
-        lambda: Train(glr.optim.Adagrad("**"), lrs.OneCycleLR(0.1, 5))(),
+        lambda: train(glr.optim.Adagrad("**"), lrs.OneCycleLR(0.1, 5))(),
         r"group 'group0': OneCycleLR\(.*momentum nor betas: .*cycle_momentum=False",
     ),
     "group_added_then_CosineAnnealingLR": Gives(
@@ -531,7 +525,7 @@ ROWS: dict[str, Raises | Warns | Gives] = {
     ),
     # states
     "load_other_group_size": Raises(
-        lambda: loaded(saved(), SGD("**"), Net(names=("body", "head", "neck"))),
+        lambda: loaded(saved(), SGD("**"), net(names=("body", "head", "neck"))),
         r"doesn't fit .*\(strict=False .*\): missing: model\.neck\.bias, ",
     ),
     "load_other_number_of_groups": Raises(
@@ -547,7 +541,7 @@ ROWS: dict[str, Raises | Warns | Gives] = {
         reordered, "groups are matched by name", {"head": 0.05, "body": 0.5}
     ),
     "module_missing_and_unexpected": Raises(
-        lambda: loaded(saved(model=Net(names=("0",))), SGD("**"), Net(names=("neck",))),
+        lambda: loaded(saved(model=net(names=("0",))), SGD("**"), net(names=("neck",))),
         r"\(strict=False takes what fits by name\): missing: model\.neck\.bias, "
         r"model\.neck\.kernel.*; unexpected: model\.0\.bias, model\.0\.kernel",
     ),
@@ -555,11 +549,11 @@ ROWS: dict[str, Raises | Warns | Gives] = {
         partly_loaded, "what fits by name is taken, the rest left alone", (True, True)
     ),
     "module_shape_mismatch": Raises(
-        lambda: loaded(saved(), SGD("**"), Net(outputs=4)),
+        lambda: loaded(saved(), SGD("**"), net(outputs=4)),
         r"model\.head\.kernel is float32\[2, 3\], and the graph has float32\[2, 4\]",
     ),
     "module_shape_mismatch_strict_false": Raises(
-        lambda: loaded(saved(), SGD("**"), Net(outputs=4), strict=False),
+        lambda: loaded(saved(), SGD("**"), net(outputs=4), strict=False),
         r"model\.head\.kernel is float32\[2, 3\], and the graph has float32\[2, 4\]",
     ),
 }

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from graphlr.optim import SGD, Adam, AdamW
+from tests.models import linear
 
 
 def test_defaults_fill_what_a_group_leaves_out():
@@ -58,7 +58,7 @@ def test_a_bad_group_is_not_added(group, error, match):
 
 
 def test_a_variable_in_an_added_group_twice():
-    layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    layer = linear(2, 2)
     optimizer = SGD(layer)
     with pytest.raises(ValueError, match="more than one parameter group: kernel"):
         optimizer.add_param_group({"params": layer.kernel})

@@ -12,6 +12,7 @@ from flax import nnx
 import graphlr as glr
 from graphlr.optim import lr_scheduler
 from graphlr.optim.traced import group_lr, pack, transform, unpack
+from tests.models import Train, assert_close, linear, values
 
 
 def make(kind=glr.optim.AdamW, **keys):
@@ -154,66 +155,72 @@ def halves(step):
     return 0.5 ** (1 + step)
 
 
-CURVES = [
-    halves,
-    [0.5, 0.25, 0.125],
-    functools.partial(lr_scheduler.StepLR(1, 0.5), 0.5),
-]
+CURVES = {
+    "function": halves,
+    "table": [0.5, 0.25, 0.125],
+    "partial": functools.partial(lr_scheduler.StepLR(1, 0.5), 0.5),
+}
 
 
-@pytest.mark.parametrize("curve", CURVES, ids=["function", "table", "partial"])
+@pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("key", ["weight_decay", "eps"])
 def test_a_number_may_be_a_curve(key, curve):
-    curved = make(**{key: curve})
+    curved = make(**{key: CURVES[curve]})
     for step in range(3):
         plain = make(**{key: halves(step)})
         assert step_of(curved, step) == pytest.approx(step_of(plain, step), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [glr.optim.SGD, glr.optim.RMSprop])
-@pytest.mark.parametrize("curve", CURVES, ids=["function", "table", "partial"])
-def test_momentum_may_be_a_curve(kind, curve):
-    assert_follows({"momentum": curve}, lambda t: {"momentum": halves(t)}, kind)
+class Every(Train):
+    def loss(self, x):
+        return sum((model(x) ** 2).mean() for model in self.model.values())
 
 
-@pytest.mark.parametrize("curve", CURVES, ids=["function", "table", "partial"])
-def test_beta1_may_be_a_curve(curve):
-    betas = {"betas": (curve, 0.99)}
-    assert_follows(betas, lambda t: {"betas": (halves(t), 0.99)}, glr.optim.AdamW)
+HYPER = {  # a rule, and its keys with a momentum or beta1 that may be a curve
+    "SGD": lambda number: {"momentum": number},
+    "RMSprop": lambda number: {"momentum": number},
+    "AdamW": lambda number: {"betas": (number, 0.99)},
+}
 
 
-def assert_follows(curved, at, kind):
-    """A curve equals the same numbers set by hand before each step."""
+@functools.cache
+def followed(rule):
+    """A graph with a model for each curve, and one whose number is set by hand.
 
-    class Train(glr.Graph):
-        def __init__(self, keys):
-            super().__init__()
-            self.model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-            self.optimizer_of = {}
-            self.optimizer_of["it"] = kind(self.model, lr=0.1, **keys)
-            self.add_optimizer(self.optimizer_of["it"])
-
-        def build(self, x):
-            loss = (self.model(x) ** 2).mean()
-            self.backward(loss)
-            return loss
-
-    x = np.ones((4, 3), np.float32)
-    curve, hand = Train(curved), Train(at(0))
+    Returns:
+        The graph, and the values of each model after each step.
+    """
+    kind, keys, found = getattr(glr.optim, rule), HYPER[rule], []
+    optimizers = {
+        name: kind(f"{name}.*", lr=0.1, **keys(curve))
+        for name, curve in (*CURVES.items(), ("hand", 0.5))
+    }
+    models = nnx.Dict({name: linear(3, 2) for name in optimizers})
+    graph = Every(models, *optimizers.values())
     for t in range(4):
-        hand.optimizer_of["it"].param_groups[0].update(at(min(t, 2)))
-        curve(x), hand(x)
-        if t < 3:
-            for a, b in zip(
-                *(map(np.asarray, weights(g)) for g in (curve, hand)), strict=True
-            ):
-                np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert curve.compiles.count == hand.compiles.count == 1
-    curve.state_dict()
+        optimizers["hand"].param_groups[0].update(keys(halves(min(t, 2))))
+        graph(np.ones((4, 3), np.float32))
+        found.append({name: values(model) for name, model in models.items()})
+    return graph, found
 
 
-def weights(graph):
-    return graph.model.kernel.get_value(), graph.model.bias.get_value()
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("rule", HYPER)
+def test_a_momentum_or_beta1_may_be_a_curve(rule, curve):
+    """It equals the same numbers set by hand before each step."""
+    graph, found = followed(rule)
+    for after in found[:3]:
+        assert_close(after[curve], after["hand"], rtol=1e-6)
+    assert graph.compiles.count == 1
+
+
+@pytest.mark.parametrize("rule", HYPER)
+def test_a_curve_is_no_number_of_a_state(rule):
+    graph, _ = followed(rule)
+    (key,) = HYPER[rule](0.5)
+    saved = [k for k in graph.state_dict() if k.startswith("groups.")]
+    assert len([k for k in saved if k.endswith(f".{key}")]) == 1  # set by hand
+    assert len([k for k in saved if k.endswith(".lr")]) == 4
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from graphlr.optim.lr_scheduler import (
 )
 from graphlr.optim.lr_scheduler.settings import NonNegative, Positive
 from tests import GOLDEN
+from tests.models import quick
 
 TORCH = np.load(GOLDEN / "torch_lr.npz")
 TORCH_SPEC = json.loads((GOLDEN / "torch_lr.json").read_text())
@@ -167,14 +168,38 @@ def torch_values(key):
     return TORCH[name][rows], np.arange(60)[rows]
 
 
-def traced(schedule, base, steps, dtype=jnp.float32):
-    return np.asarray(jax.jit(schedule)(jnp.asarray(base, dtype), jnp.asarray(steps)))
+def traced(schedule, base, steps):
+    return np.asarray(jax.jit(schedule)(jnp.float32(base), jnp.asarray(steps)))
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield jnp.float64
+def all_traced(pairs, steps, dtype=jnp.float32):
+    """The rates of several schedules, each with its base, from one program."""
+    bases = {}
+    for schedule, base in pairs:
+        bases.setdefault(schedule, []).append(base)
+
+    @(quick if dtype == "float64" else jax.jit)
+    def rates(bases, steps):
+        pairs = zip(schedules, bases, strict=True)
+        return [jax.vmap(each, (0, None))(own, steps) for each, own in pairs]
+
+    schedules, arrays = [*bases], [jnp.asarray(own, dtype) for own in bases.values()]
+    found = dict(zip(schedules, rates(arrays, jnp.asarray(steps)), strict=True))
+    return [np.asarray(found[s][bases[s].index(base)]) for s, base in pairs]
+
+
+@functools.cache
+def torch_traced(dtype):
+    """The rates of every case by key, of its two groups."""
+    bases = TORCH_SPEC["base_lr"]
+    pairs = [
+        (schedule, bases[group])
+        for case in TORCH_CASES.values()
+        for group, schedule in enumerate(groups_of(case))
+    ]
+    with jax.enable_x64(dtype == "float64"):
+        rates = all_traced(pairs, np.arange(60), dtype)
+    return {key: rates[2 * i : 2 * i + 2] for i, key in enumerate(TORCH_CASES)}
 
 
 def test_every_torch_case_has_a_schedule():
@@ -193,31 +218,43 @@ def test_torch_on_the_host(key):
 @pytest.mark.parametrize("key", TORCH_CASES)
 def test_torch_traced(key):
     want, steps = torch_values(key)
-    for group, schedule in enumerate(groups_of(TORCH_CASES[key])):
-        got = traced(schedule, TORCH_SPEC["base_lr"][group], steps)
-        assert got.dtype == np.float32
-        normal = want[:, group] > 1e-37
-        np.testing.assert_allclose(
-            got[normal], want[normal, group], rtol=1e-6, atol=TINY
-        )
+    for group, rates in enumerate(torch_traced("float32")[key]):
+        assert rates.dtype == np.float32
+        got, expected = rates[steps], want[:, group]
+        normal = expected > 1e-37
+        np.testing.assert_allclose(got[normal], expected[normal], rtol=1e-6, atol=TINY)
 
 
 @pytest.mark.parametrize("key", TORCH_CASES)
-def test_torch_traced_in_float64(key, float64):
+def test_torch_traced_in_float64(key):
     want, steps = torch_values(key)
-    for group, schedule in enumerate(groups_of(TORCH_CASES[key])):
-        got = traced(schedule, TORCH_SPEC["base_lr"][group], steps, float64)
-        assert got.dtype == np.float64
-        np.testing.assert_allclose(got, want[:, group], rtol=1e-12, atol=TINY)
+    for group, rates in enumerate(torch_traced("float64")[key]):
+        assert rates.dtype == np.float64
+        np.testing.assert_allclose(rates[steps], want[:, group], rtol=1e-12, atol=TINY)
 
 
-@pytest.mark.parametrize("key", [k[:-9] for k in TORCH if k.endswith("/momentum")])
+WITH_MOMENTUM = [k.removesuffix("/momentum") for k in TORCH if k.endswith("/momentum")]
+
+
+@functools.cache
+def momenta_traced():
+    """The momentum of every case that has one, of its two groups."""
+    cases = {key: groups_of(TORCH_CASES[key]) for key in WITH_MOMENTUM}
+
+    @quick
+    def momenta(steps):
+        return {key: [s.momentum(steps) for s in case] for key, case in cases.items()}
+
+    return momenta(jnp.arange(60))
+
+
+@pytest.mark.parametrize("key", WITH_MOMENTUM)
 def test_torch_momentum(key):
     want = TORCH[f"{key}/momentum"]
     for group, schedule in enumerate(groups_of(TORCH_CASES[key])):
         host = schedule.momentum(np.arange(60))
         np.testing.assert_allclose(host, want[:, group], rtol=1e-12)
-        device = jax.jit(schedule.momentum)(jnp.arange(60))
+        device = momenta_traced()[key][group]
         np.testing.assert_allclose(device, want[:, group], rtol=1e-6)
 
 
@@ -256,6 +293,19 @@ def from_oneflow(spec):
     return getattr(lrs, name)(**args)
 
 
+@functools.cache
+def probes_traced():
+    """The rates of every probe, of each of its groups."""
+    pairs = {
+        (name, i): (from_oneflow(probe["scheduler"]), group.get("lr", probe["lr"]))
+        for name, probe in PROBE_SPEC.items()
+        for i, group in enumerate(probe["groups"])
+    }
+    most = max(probe["steps"] for probe in PROBE_SPEC.values())
+    rates = all_traced(list(pairs.values()), np.arange(most))
+    return dict(zip(pairs, rates, strict=True))
+
+
 @pytest.mark.parametrize("name", PROBE_SPEC)
 def test_oneflow(name):
     probe, want = PROBE_SPEC[name], PROBES[f"{name}/lr"]
@@ -264,7 +314,7 @@ def test_oneflow(name):
         base, scale = group.get("lr", probe["lr"]), group.get("lr_scale", 1.0)
         host = np.float32(schedule.sample(np.float32(base), steps)) * np.float32(scale)
         np.testing.assert_allclose(host, want[:, i], rtol=2e-7, atol=TINY)
-        device = traced(schedule, base, steps) * np.float32(scale)
+        device = probes_traced()[name, i][steps] * np.float32(scale)
         np.testing.assert_allclose(device, want[:, i], rtol=1e-6, atol=TINY)
 
 
@@ -293,12 +343,19 @@ ACCURATE = [
 ]
 
 
+STEPS = np.unique([*range(300), *range(0, 30_000, 97), *range(29_900, 30_001)])
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    rates = all_traced([(schedule, 0.1) for schedule in ACCURATE], STEPS)
+    return dict(zip(ACCURATE, rates, strict=True))
+
+
 @pytest.mark.parametrize("schedule", ACCURATE, ids=repr)
-def test_float32_keeps_the_relative_accuracy(schedule):
-    steps = np.unique([*range(300), *range(0, 30_000, 97), *range(29_900, 30_001)])
-    want = schedule.sample(np.float32(0.1), steps)
+def test_float32_keeps_the_relative_accuracy(schedule, in_float32):
+    want, got = schedule.sample(np.float32(0.1), STEPS), in_float32[schedule]
     normal = want > 1e-37
-    got = traced(schedule, 0.1, steps)
     np.testing.assert_allclose(got[normal], want[normal], rtol=1e-6, atol=0)
 
 

@@ -1,20 +1,29 @@
-"""Trajectories that PyTorch 2.13 produced, reproduced through Graph and as_optax."""
+"""Trajectories that PyTorch 2.13 produced, reproduced through Graph and as_optax.
 
-import json
+All cases are in one graph, each with a model and an optimizer of its own.
+"""
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 import graphlr as glr
-from tests import GOLDEN
+from tests.models import Train, state_of
+from tests.optim.rules.torch_model import (
+    DATA,
+    MANIFEST,
+    NAMES,
+    Model,
+    examples,
+    gradients,
+)
+from tests.optim.trees import together
 
-DATA = np.load(GOLDEN / "torch_traj.npz")
-MANIFEST = json.loads((GOLDEN / "torch_traj.json").read_text())["traj"]
-NAMES = MANIFEST["names"]
 LEFT_OUT = {
     "LBFGS": "takes a closure and all parameters at once, so it has no groups; its "
     "line search differs from that of optax.lbfgs",
@@ -27,33 +36,6 @@ OF_OPTIMIZER = {  # PyTorch keeps numbers in float32 there, or matrices in bfloa
     "Muon": {"f32": 1e-2},
 }
 STATE_F32 = 1e-5  # moments keep a rounded 1 - beta, which the update corrects
-
-
-class Layer(nnx.Module):
-    """PyTorch's linear layer: the weight is (out, in)."""
-
-    def __init__(self, name, dtype):
-        self.weight = nnx.Param(jnp.asarray(DATA[f"in/init/{name}.weight"], dtype))
-        self.bias = nnx.Param(jnp.asarray(DATA[f"in/init/{name}.bias"], dtype))
-
-    def __call__(self, x):
-        return x @ self.weight.T + self.bias
-
-
-class Model(nnx.Module):
-    def __init__(self, dtype):
-        self.l1 = Layer("l1", dtype)
-        self.l2 = Layer("l2", dtype)
-
-    def __call__(self, x):
-        return self.l2(jnp.tanh(self.l1(x)))
-
-    def named(self):
-        layers = {"l1": self.l1, "l2": self.l2}
-        return {
-            name: np.asarray(getattr(layers[name[:2]], name[3:]).get_value())
-            for name in NAMES
-        }
 
 
 def tolerance(key, mode, width):
@@ -70,45 +52,17 @@ def names_of(key):
     return [n for n in NAMES if not matrices or n.endswith("weight")]
 
 
-def make_optimizer(case, rest=()):
+def make_optimizer(case, place=""):
+    """The optimizer of a case, for the parameters at a place such as "adam."."""
     names = names_of(case["key"])
     selectors = [names[:1], names[1:]] if len(names) == 2 else MANIFEST["groups"]
     groups = [
-        {"params": selector, **keys}
+        {"params": [place + name for name in selector], **keys}
         for selector, keys in zip(selectors, case["groups"], strict=True)
     ]
-    if len(names) == 2:
-        groups += rest
+    if place and len(names) < len(NAMES):
+        groups.append({"params": f"{place}*.bias", "frozen": True})
     return getattr(glr.optim, case["optimizer"])(groups, **case["defaults"])
-
-
-class FromModel(glr.Graph):
-    def __init__(self, model, *optimizers, lr_sch=None):
-        super().__init__()
-        self.model = model
-        for optimizer in optimizers:
-            self.add_optimizer(optimizer, lr_sch=lr_sch)
-
-    def build(self, x, y):
-        loss = jnp.mean((self.model(x) - y) ** 2)
-        self.backward(loss)
-        return loss
-
-
-class FromGradients(FromModel):
-    """The loss sum(w * g) has the gradient g."""
-
-    def build(self, grads):
-        layers = {"l1": self.model.l1, "l2": self.model.l2}
-        self.backward(
-            sum((getattr(layers[k[:2]], k[3:]) * g).sum() for k, g in grads.items())
-        )
-
-
-def batch(mode, t, dtype):
-    if mode == "mlp":
-        return DATA["in/x"][t].astype(dtype), DATA["in/y"][t].astype(dtype)
-    return ({name: DATA[f"in/grad/{name}"][t].astype(dtype) for name in NAMES},)
 
 
 def check(key, mode, step, values, width):
@@ -137,25 +91,62 @@ def test_every_case_is_run_or_has_its_reason():
             assert hasattr(glr.optim, case["optimizer"])
 
 
+class Every(Train):
+    """Every case: its loss is of the batch or, if `given`, has the given gradients."""
+
+    def build(self, x, y, grads, given):
+        losses = {}
+        for key, model in self.model.items():
+            losses[key] = jnp.mean((model(x) - y) ** 2)
+            self.backward(jnp.where(given, model.along(grads), losses[key]))
+        return losses
+
+
+class Trajectories(NamedTuple):
+    """What 10 steps of every case came to."""
+
+    losses: list[dict[str, jax.Array]]
+    values: dict[int, dict[str, dict[str, np.ndarray]]]  # by step, case, parameter
+    state: dict[str, np.ndarray]
+    compiles: int
+
+
+@functools.cache
+def every(width):
+    """The graph of every case, and the state that it starts with."""
+    keys = sorted({key for key, _, its_width in RUNS if its_width == width})
+    optimizers = [make_optimizer(CASES[key], f"{key}.") for key in keys]
+    graph = Every(nnx.Dict({key: Model(width) for key in keys}), *optimizers)
+    return graph, graph.state_dict()
+
+
+@functools.cache
+def trajectories(mode, width):
+    with jax.enable_x64(width == "f64"):
+        graph, start = every(width)
+        graph.load_state_dict(start)
+        losses, values = [], {}
+        for t in range(10):
+            batch = *examples(t, width), gradients(t, width)
+            losses.append(graph(*batch, np.bool_(mode == "grads")))
+            if t + 1 in MANIFEST["snapshots_after_steps"]:
+                values[t + 1] = {k: m.named() for k, m in graph.model.items()}
+        return Trajectories(losses, values, state_of(graph), graph.compiles.count)
+
+
 @pytest.mark.parametrize(("key", "mode", "width"), RUNS)
 def test_trajectory(key, mode, width):
-    dtype = {"f32": np.float32, "f64": np.float64}[width]
-    with jax.enable_x64(width == "f64"):
-        model = Model(dtype)
-        kind = FromModel if mode == "mlp" else FromGradients
-        rest = [{"params": ..., "frozen": True}]
-        graph = kind(model, make_optimizer(CASES[key], rest))
-        for t in range(10):
-            loss = graph(*batch(mode, t, dtype))
-            if mode == "mlp":
-                expected = DATA[f"{key}/mlp/{width}/loss"][t]
-                limit = tolerance(key, mode, width) * abs(expected)
-                assert abs(float(loss) - expected) <= limit
-            if t + 1 in MANIFEST["snapshots_after_steps"]:
-                check(key, mode, t + 1, model.named(), width)
-        assert graph.compiles.count == 1
-        if mode == "grads":
-            check_slots(key, width, graph.state_dict())
+    run = trajectories(mode, width)
+    if mode == "mlp":
+        expected = DATA[f"{key}/mlp/{width}/loss"]
+        for loss, want in zip(run.losses, expected, strict=True):
+            limit = tolerance(key, mode, width) * abs(want)
+            assert abs(float(loss[key]) - want) <= limit
+    for step, values in run.values.items():
+        check(key, mode, step, values[key], width)
+    if mode == "grads":
+        check_slots(key, width, run.state)
+    assert run.compiles == 1
 
 
 def check_slots(key, width, state):
@@ -173,7 +164,7 @@ def check_slots(key, width, state):
             continue
         if slot == "mu":  # of ASGD, a function of steps
             continue
-        got = np.asarray(state[f"slots.model.{param}.{ours.get(slot, slot)}"])
+        got = state[f"slots.model.{key}.{param}.{ours.get(slot, slot)}"]
         expected = DATA[name] * own_rounding(key, param, slot, width)
         single = width == "f32" or DATA[name].dtype == np.float32
         limit = STATE_F32 if single else tolerance(key, "grads", width)
@@ -195,21 +186,33 @@ def own_rounding(key, param, slot, width):
     return (1 - float(np.float32(b2))) / (1 - b2)
 
 
+@functools.cache
+def without_a_graph(width):
+    """The values of every case after each step by as_optax, and how often it traced."""
+    keys = [key for key in CASES if width == width_of(key)]
+    with jax.enable_x64(width == "f64"):
+        start = Model(width).named()
+        params = {k: {n: jnp.asarray(start[n]) for n in names_of(k)} for k in keys}
+        rules = {k: make_optimizer(CASES[k]).as_optax(params[k]) for k in keys}
+        states = {k: tx.init(params[k]) for k, tx in rules.items()}
+        step, values = together(rules), []
+        for t in range(10):
+            given = gradients(t, width)
+            grads = {k: {n: given[n] for n in names_of(k)} for k in keys}
+            params, states = step(grads, params, states)
+            values.append(jax.device_get(params))
+        return values, step._cache_size()
+
+
+def width_of(key):
+    return "f32" if CASES[key]["optimizer"] == "Muon" else "f64"
+
+
 @pytest.mark.parametrize("key", CASES)
 def test_as_optax_agrees(key):
     """The same groups without Graph, on a plain dict of arrays, under jit."""
-    width = "f32" if CASES[key]["optimizer"] == "Muon" else "f64"
-    names = names_of(key)
-    with jax.enable_x64(width == "f64"):
-        params = {name: jnp.asarray(DATA[f"in/init/{name}"], float) for name in names}
-        tx = make_optimizer(CASES[key]).as_optax(params)
-        update = jax.jit(tx.update)
-        state = tx.init(params)
-        for t in range(10):
-            (grads,) = batch("grads", t, params["l1.weight"].dtype)
-            grads = {name: grads[name] for name in names}
-            updates, state = update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-            if t + 1 in MANIFEST["snapshots_after_steps"]:
-                check(key, "grads", t + 1, params, width)
-        assert update._cache_size() == 1
+    width = width_of(key)
+    values, traces = without_a_graph(width)
+    for step in MANIFEST["snapshots_after_steps"]:
+        check(key, "grads", step, values[step - 1][key], width)
+    assert traces == 1
