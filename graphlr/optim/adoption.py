@@ -73,7 +73,7 @@ def plan_slots(
 def moved_slots(
     held: Sequence[jax.Array], old: SlotPlan | None, plan: SlotPlan, numbers: jax.Array
 ) -> list[jax.Array]:
-    """The slots for `plan`: of `held` what belongs to a Variable in both, else new.
+    """The slots for `plan`: those in `held` of Variables in both, new ones elsewhere.
 
     Args:
         held: The leaves that the optimizer has.

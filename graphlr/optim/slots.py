@@ -135,7 +135,7 @@ class Layout(NamedTuple):
     def flat(
         self, named: Mapping[str, Any], fresh: Sequence[jax.Array] | None
     ) -> list[jax.Array]:
-        """The list of leaves, from `named` where it has them and else from `fresh`.
+        """The list of leaves: of `named` what it has, of `fresh` the others.
 
         Args:
             named: By parameter, as `named` gives it.

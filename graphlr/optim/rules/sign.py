@@ -89,7 +89,7 @@ class Rprop(Optimizer, lr=1e-2):
         lr: Number,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The whole step."""
+        """The whole step: against the sign, as far as each number's own size."""
         return optax.chain(ascend(maximize), scale_by_rprop(lr, etas, step_sizes))
 
 
@@ -144,7 +144,7 @@ class Lion(Optimizer, lr=1e-4):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The sign of an average, with the decay added to it."""
         return optax.chain(
             ascend(maximize),
             scale_by_lion(*betas),
@@ -318,7 +318,7 @@ class Muon(Optimizer):
         *,
         output_axis: int = 0,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The averaged gradient made orthogonal, scaled by its shape, and the decay."""
         if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
             raise ValueError(
                 f"Adjust learning rate function {adjust_lr_fn} is not supported: "

@@ -83,8 +83,8 @@ def per_leaf(
         slots = zip(*map(tree.flatten_up_to, state[:width]), strict=True)
         own, counts = itertools.repeat(()), ()
         if coefficients is not None:
-            # XLA for CPU would else compute them from the old counts, and copy these
-            # for that: it writes the new ones over them.
+            # Without the barrier XLA for CPU computes them from the old counts, and has
+            # to copy these for that, because it writes the new ones over them.
             counts = (jax.lax.optimization_barrier(state.steps + 1),)
             own = _entries(coefficients(*counts))
         directions, made = [], []
