@@ -64,6 +64,9 @@ dtype=int32))])
 
         So all of it may be donated.
         """
+        # `unshared` counts who refers to an array: its owner and the list that it is
+        # given. So a list that is the owner's own must be copied, and a record of
+        # named fields flattened, before they are asked for.
         optimizers = [
             OptimizerState(unshared(list(h.slots)), *unshared([h.counter]))
             for h in self.held
@@ -101,6 +104,8 @@ dtype=int32))])
             except Exception as error:
                 check_not_lost(self._owned(), error)
                 raise
+            # From here on nothing can fail: the old buffers are gone, and whoever
+            # stopped between two of these lines would leave an owner without an array.
             changed = [self.extras[i] for i in results.found.changed]
             write(changed, results.extras)
             write(self.trained, results.state.trained)

@@ -129,7 +129,10 @@ class Runner:
             plan: From `make_plan`.
             why: What made it necessary, for the record of the next compilation.
         """
-        slots = self.optimizers.slots_for(plan.slots)  # may raise: so it comes first
+        # What may raise comes before what changes anything. The slots that optimizers
+        # hold now are asked for before they adopt others, and averages start from what
+        # the Variables hold as arrays.
+        slots = self.optimizers.slots_for(plan.slots)
         plan.modules.store_arrays()
         carried_over = self._carried_for(plan)
         if self.plan is None or not plan.asks_same_step(self.plan):
@@ -144,6 +147,9 @@ class Runner:
         plan = self.plan
         if plan is None:
             return self._make_plan(definition), FIRST
+        # Three things can make the last plan wrong, and each is looked at before every
+        # call, the cheapest way: other modules, other groups, and another graph that
+        # has since trained something else with the same optimizer.
         check_unchanged(plan)
         version = self.optimizers.version
         if version != self._version:
@@ -155,7 +161,7 @@ class Runner:
         return plan, ""
 
     def _make_plan(self, definition: Definition) -> Plan:
-        with garbage_collection_off():
+        with garbage_collection_off():  # it makes many objects, and none is garbage
             return make_plan(definition.attributes, self.optimizers)
 
     def _carried_for(self, plan: Plan) -> Carried:

@@ -104,10 +104,13 @@ class Modules:
                 for path, leaf in self._flat
             ]
         )
+        # Copies: what `build` assigns to, or sows, never reaches the user's own modules
+        # while it is traced. An array comes back as a result of the step or not at all.
         roots = nnx.merge(self._graphdef, state)
         for root in roots:
             if isinstance(root, nnx.Module):
                 root.train() if training else root.eval()
+        # After train() and eval(), which would set `use_running_average` once more.
         edits = list(edits)
         places = dict(nnx.iter_graph(roots)) if edits else {}
         for place, edit in edits:
@@ -142,6 +145,7 @@ class Modules:
         for path, node in around.items():
             if not hasattr(node, "use_running_average"):
                 continue
+            # Outwards from the norm itself, until there is a module with parameters.
             inside: set[int] = set()
             for length in range(len(path), 0, -1):
                 state = nnx.state(around[path[:length]], nnx.Param)
@@ -154,6 +158,9 @@ class Modules:
 
     def replaced(self) -> str | None:
         """Path of a module or Variable that is no longer the one first seen, if any."""
+        # Before every call, so without a loop in Python: is every attribute that held a
+        # module or an array the same object still, has no holder more or fewer, and
+        # do lists and dicts hold the same modules? Only then is it looked at closely.
         holders, keys, held = self._edges
         if (
             all(map(operator.is_, map(dict.get, holders, keys), held))

@@ -63,7 +63,7 @@ def plan_slots(
     """
 
     def init(numbers: jax.Array, params: optax.Params) -> optax.OptState:
-        step = jnp.zeros((), jnp.int32)
+        step = jnp.zeros((), jnp.int32)  # of the schedules; slots don't depend on it
         return transform(specs, unpack(specs, numbers), labels, step).init(params)
 
     traced = jax.jit(init).trace(numbers, _params(variables))
@@ -85,6 +85,8 @@ def moved_slots(
         ValueError: Parameters that are to share a slot bring different values of it.
     """
     fresh = _first_slots(plan.init, numbers, _params(plan.variables))
+    # Matched by Variable: a parameter keeps its slots when its group, its place in the
+    # list or its path changes, and one of another model at the same path gets new ones.
     paths = {id(variable): path for path, variable in plan.variables.items()}
     named: Mapping[str, jax.Array] = {}
     if old is not None:

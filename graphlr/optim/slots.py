@@ -175,18 +175,24 @@ def layout_of(state: optax.OptState, labels: Mapping[str, str]) -> Layout:
         ['slots.m.w.count', 'slots.m.w.mu', 'slots.m.w.nu']
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[str] = Counter()
     slots, types = [], []
     for path, leaf in leaves:
         slot = _slot(path, labels)
-        times = max(seen[key, ""] for key in slot.keys) if slot.keys else 0
-        seen.update((key, "") for key in slot.keys)
+        # Two transformations of one chain may call a field alike (`count`): the second
+        # is `count_1`, in the order of the chain, which doesn't change.
+        times = max((seen[key] for key in slot.keys), default=0)
+        seen.update(slot.keys)
         slots.append(slot._replace(name=f"{slot.name}_{times}") if times else slot)
         types.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     return Layout(tree, tuple(slots), tuple(types))
 
 
 def _slot(keys: Sequence[Any], labels: Mapping[str, str]) -> Slot:
+    # The way to a leaf is, for a state of `optax.multi_transform`,
+    #   .inner_states ['group'] .inner_state [0] .mu ['model.head.kernel']
+    # with the names of fields, the positions in the chain, and as keys of dicts first
+    # the group and then, if the leaf is one parameter's own, its path.
     fields = [key.name for key in keys if hasattr(key, "name")]
     name = ".".join(f for f in fields if f not in ("inner_states", "inner_state"))
     entries = [key.key for key in keys if hasattr(key, "key")]
@@ -194,6 +200,8 @@ def _slot(keys: Sequence[Any], labels: Mapping[str, str]) -> Slot:
     path = next((entry for entry in inside if entry in labels), None)
     if path is not None:
         return Slot(name, (path,), "one")
+    # JAX sorts the keys of a dict, so this is the order in which the transformations of
+    # this package see the parameters of a group, and put their counts into a vector.
     paths = tuple(sorted(path for path, label in labels.items() if label == group))
     return Slot(name, paths, "each" if fields[-1] == "steps" else "shared")
 

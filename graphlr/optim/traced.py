@@ -181,6 +181,8 @@ def _hyper_now(spec: GroupSpec, values: Values, step: ArrayLike) -> dict[str, An
 def _group_transform(
     spec: GroupSpec, values: Values, step: ArrayLike
 ) -> optax.GradientTransformation:
+    # Python that runs while the step is traced. Whatever `values` and `step` lead to
+    # is computed in the program: so a new number compiles nothing.
     lr = group_lr(spec, values, step)
     hyper = _hyper_now(spec, values, step)
     before = [centralize()] if spec.centralized else []
@@ -205,6 +207,8 @@ def transform(
         labels: `{path: group name}`.
         step: Updates already applied, int32.
     """
+    # `multi_transform` keeps a state for every transformation that it is given, also
+    # for one without parameters.
     used = set(labels.values())
     chains: dict[Hashable, optax.GradientTransformation] = {
         spec.name: optax.set_to_zero()

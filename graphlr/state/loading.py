@@ -61,6 +61,8 @@ def load_state(
             f"load_state_dict takes what state_dict gave, not {state!r}: "
             "np.load('state.npz') for a file"
         )
+    # Groups first, because the plan is made for their flags. The plan is looked at
+    # without being adopted until every entry has been checked against it.
     with loading_groups(state, runner.optimizers):
         plan, live = runner.peek(definition)
         checked = check_state(

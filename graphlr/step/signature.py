@@ -194,7 +194,7 @@ def read_arguments(
                     "trace: give it __hash__, or hold it as an attribute of the graph"
                 )
             continue
-        if _register(leaf):
+        if _register(leaf):  # and so no leaf any more: begin again
             return read_arguments(build, args, kwargs)
         if not isinstance(leaf, _ARRAYS) and hasattr(leaf, "__array__"):
             leaf = leaves[i] = np.asarray(leaf)

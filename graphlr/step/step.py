@@ -136,6 +136,8 @@ def _train(task: _Task, state: State, inputs: Inputs) -> Results:
 
         return jax.grad(loss, has_aux=True)(trained)
 
+    # The extras that `build` changes are results of the run that is differentiated, not
+    # side effects of it: `jax.grad` hands them on beside the gradients.
     if parts == 1:
         grads, done = gradients(state.trained, inputs.extras, inputs.batch)
     else:

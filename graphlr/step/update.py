@@ -143,6 +143,8 @@ def _updated(
     ):
         values = unpack(planned.specs, vector)
         tx = transform(planned.specs, values, planned.labels, old.step)
+        # Keyed by path, not in the shape of the model: so one `multi_transform` takes
+        # parameters of several modules, and `labels` is a plain dict.
         mine = {path: params[path] for path in planned.labels}
         layout = planned.slots.layout
         directions, slots = tx.update(
@@ -173,7 +175,11 @@ def _applied(params: Named, changes: Named) -> Named:
 def _keep_unused(
     layout: Layout, old: Arrays, new: Arrays, unused: Collection[str]
 ) -> Arrays:
-    """New slots in their old dtypes; those of unused parameters as they were."""
+    """New slots in their old dtypes; those of unused parameters as they were.
+
+    A rule that promotes 16 bits to 32 would give the next call other types than this
+    one, and a second compilation.
+    """
     kept = []
     for slot, before, after in zip(layout.slots, old, new, strict=True):
         idle = np.array([path in unused for path in slot.paths])
