@@ -326,10 +326,10 @@ class Runner:
 
 def _warn_of_convolutions(plan: Plan) -> None:
     kinds = (nnx.Conv, nnx.ConvTranspose)
-    found = [n for n in plan.modules.nodes().values() if isinstance(n.value, kinds)]
-    if found and jax.default_backend() == "cpu":
+    convs = [n for n in plan.modules.nodes().values() if isinstance(n.value, kinds)]
+    if convs and jax.default_backend() == "cpu":
         warnings.warn(
-            f"graph.scan on the CPU with convolutions ({found[0].path}): XLA runs them "
+            f"graph.scan on the CPU with convolutions ({convs[0].path}): XLA runs them "
             "slower inside a loop, so calling the graph for each batch is faster here",
             stacklevel=4,
         )

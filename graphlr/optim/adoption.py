@@ -132,6 +132,6 @@ def _filled(
         return None
     (device,) = devices
     return [
-        jax.device_put(np.full(kind.shape, fill, kind.dtype), device, may_alias=False)
-        for kind, fill in zip(jax.tree.leaves(init.out_info), fills, strict=True)
+        jax.device_put(np.full(leaf.shape, fill, leaf.dtype), device, may_alias=False)
+        for leaf, fill in zip(jax.tree.leaves(init.out_info), fills, strict=True)
     ]

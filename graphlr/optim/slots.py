@@ -127,8 +127,8 @@ class Layout(NamedTuple):
     def keys(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Every key of the named state, with its shape and dtype."""
         return {
-            key: jax.ShapeDtypeStruct((), kind.dtype) if slot.kind == "each" else kind
-            for slot, kind in zip(self.slots, self.types, strict=True)
+            key: jax.ShapeDtypeStruct((), like.dtype) if slot.kind == "each" else like
+            for slot, like in zip(self.slots, self.types, strict=True)
             for key in slot.keys
         }
 
@@ -146,17 +146,17 @@ class Layout(NamedTuple):
         """
         named = {**(self.named(fresh) if fresh else {}), **named}
         leaves = []
-        for slot, kind in zip(self.slots, self.types, strict=True):
+        for slot, like in zip(self.slots, self.types, strict=True):
             values = [named[key] for key in slot.keys]
             if slot.kind == "shared":
                 _check_equal(slot, values)
             array = jnp.stack(values) if slot.kind == "each" else values[0]
-            if np.shape(array) != kind.shape:
+            if np.shape(array) != like.shape:
                 raise ValueError(
                     f"{slot.keys[0]} has shape {np.shape(array)}, and the parameter "
-                    f"now needs {kind.shape}: make a new optimizer for it"
+                    f"now needs {like.shape}: make a new optimizer for it"
                 )
-            leaves.append(jnp.asarray(array, kind.dtype))
+            leaves.append(jnp.asarray(array, like.dtype))
         return leaves
 
 

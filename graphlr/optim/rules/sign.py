@@ -235,7 +235,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def scale_by_shape(
-    kind: str | None = None, output_axis: int = 0
+    adjust_lr_fn: str | None = None, output_axis: int = 0
 ) -> optax.GradientTransformation:
     """Muon's factor for a matrix of `outputs` by `inputs`.
 
@@ -252,7 +252,7 @@ def scale_by_shape(
 
     def one(d: jax.Array, _: object) -> jax.Array:
         outputs, inputs = d.shape[output_axis], d.shape[output_axis - 1]
-        if kind == "match_rms_adamw":
+        if adjust_lr_fn == "match_rms_adamw":
             return d * (0.2 * math.sqrt(max(outputs, inputs)))
         return d * math.sqrt(max(1.0, outputs / inputs))
 
