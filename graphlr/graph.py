@@ -394,8 +394,11 @@ class Graph:
 
     @property
     def __definition(self) -> Definition:
-        attributes = {k: v for k, v in self.__dict__.items() if k not in _OWN}
-        return Definition(type(self).__name__, attributes, self.build, self.__bind)
+        name = type(self).__name__
+        return Definition(name, self.__attributes, self.build, self.__bind)
+
+    def __attributes(self) -> Mapping[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in _OWN}
 
     def __bind(self, attributes: Mapping[str, Any], losses: Losses) -> Build:
         """`build` of a copy of this graph that holds `attributes`, for one trace."""

@@ -162,7 +162,7 @@ class Runner:
 
     def _make_plan(self, definition: Definition) -> Plan:
         with garbage_collection_off():  # it makes many objects, and none is garbage
-            return make_plan(definition.attributes, self.optimizers)
+            return make_plan(definition.attributes(), self.optimizers)
 
     def _carried_for(self, plan: Plan) -> Carried:
         """What a step by `plan` carries along: of the last one what is still wanted."""

@@ -223,7 +223,7 @@ def _amount(number: float | None, unit: str) -> str:
 def text(runner: Runner, definition: Definition) -> str:
     """What `print(graph)` shows."""
     tables, faults = _tables(runner, definition)
-    title, tree = _title(runner, definition), modules_tree(definition.attributes)
+    title, tree = _title(runner, definition), modules_tree(definition.attributes())
     parts = [title, tree, *map(table, tables)]
     return "\n".join([*filter(None, parts), *faults, repr(runner.programs.compiles)])
 
@@ -231,7 +231,7 @@ def text(runner: Runner, definition: Definition) -> str:
 def html(runner: Runner, definition: Definition) -> str:
     """What a notebook shows."""
     tables, faults = _tables(runner, definition)
-    tree = escaping.escape(modules_tree(definition.attributes))
+    tree = escaping.escape(modules_tree(definition.attributes()))
     lines = [*faults, repr(runner.programs.compiles)]
     parts = [
         f"<b>{escaping.escape(_title(runner, definition))}</b>",
@@ -271,7 +271,7 @@ def _tables(runner: Runner, definition: Definition) -> tuple[list[Rows], list[st
     tables, faults = list[Rows](), list[str]()
     try:
         if runner.optimizers:
-            modules = Modules(definition.attributes)
+            modules = Modules(definition.attributes())
             tables.append(groups_rows(modules, runner.optimizers))
     except ValueError as error:
         faults.append(f"  {error}")

@@ -7,6 +7,7 @@ out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,12 +61,12 @@ class Plan:
     optimizers: list[OptimizerPlan]
     norm_edits: list[Edit]
 
-    @property
+    @functools.cached_property
     def specs(self) -> list[tuple[GroupSpec, ...]]:
         """The constants of each optimizer's groups."""
         return [planned.specs for planned in self.optimizers]
 
-    @property
+    @functools.cached_property
     def slots(self) -> list[SlotPlan]:
         """The slots that each optimizer needs."""
         return [planned.slots for planned in self.optimizers]
