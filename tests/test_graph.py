@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -1110,3 +1111,40 @@ def test_a_python_number_and_an_array_are_told_apart():
     with pytest.raises(TypeError, match="positional argument") as caught:
         graph(x, 0.5, 1.0)
     assert "args[2]: float32[]" in caught.value.__notes__[-1]
+
+
+# --- what a large model costs ---------------------------------------------------------
+
+
+class Many(glr.Graph):
+    """As many parameters as are asked for, in one list."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.model = nnx.List([nnx.Param(jnp.zeros(1)) for _ in range(parameters)])
+        self.add_optimizer(glr.optim.SGD(self.model, lr=0.1))
+
+
+def work(call) -> int:
+    """Calls of Python and C functions, and entries that methods of lists look at."""
+    total = 0
+
+    def note(_, event, called):
+        nonlocal total
+        total += event in ("call", "c_call")
+        searched = getattr(called, "__self__", None) if event == "c_call" else None
+        if isinstance(searched, list) and called.__name__ in ("count", "index"):
+            total += len(searched)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return total
+
+
+@pytest.mark.parametrize("read", [glr.Graph.state_dict, repr], ids=["state", "print"])
+def test_four_times_the_parameters_are_four_times_the_work(read):
+    few, many = Many(100), Many(400)
+    assert work(lambda: read(many)) < 4.05 * work(lambda: read(few))

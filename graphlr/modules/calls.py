@@ -29,7 +29,7 @@ def wrap(node: object, around: Callable[[Call], Call]) -> None:
         node.__class__ = _subclass(type(node), around)
 
 
-@functools.cache
+@functools.cache  # flax keeps every class of modules that there ever was
 def _subclass(kind: type, around: Callable[[Call], Call]) -> type:
     named = {k: getattr(kind, k) for k in ("__module__", "__qualname__", "__doc__")}
     call = around(kind.__call__)
