@@ -34,7 +34,7 @@ from graphlr.step.definition import Definition
 from graphlr.step.loops import scanned
 from graphlr.step.plan import Plan, check_unchanged, make_plan
 from graphlr.step.signature import Signature, read_arguments
-from graphlr.step.step import make_step
+from graphlr.step.step import Task, make_step
 from graphlr.step.types import STATS, Report, Step
 
 _log = logging.getLogger("graphlr")
@@ -176,14 +176,8 @@ class Runner:
 
     def step(self, definition: Definition, plan: Plan, signature: Signature) -> Step:
         """The step as a function to be traced."""
-        return make_step(
-            plan,
-            definition,
-            signature,
-            training=self.training_mode,
-            config=self.config,
-            scaler=self.scaler,
-        )
+        training, config, scaler = self.training_mode, self.config, self.scaler
+        return make_step(Task(plan, definition, signature, training, config, scaler))
 
     def prepared(self, definition: Definition, args: Args, kwargs: Kwargs) -> Program:
         """The compiled step for arguments like these; without any the last one."""
