@@ -33,7 +33,7 @@ from graphlr.step.losses import Losses
 from graphlr.step.signature import Build
 
 # What Python makes of `self.__runner` and `self.__losses`, the two things that a graph
-# keeps beside the user's attributes, which can't be in their way so.
+# keeps beside the user's attributes: so they can't collide with those.
 _OWN = ("_Graph__runner", "_Graph__losses")
 
 

@@ -79,7 +79,7 @@ def trace_step(
     Args:
         trace: Traces it; the arrays of the batch are its last arguments.
         plan: What the Variables are for.
-        state: What the step replaces: arrays, to be known if it captures one.
+        state: What it replaces: its arrays, so that a captured one is recognised.
         inputs: What it reads.
 
     Raises:

@@ -101,7 +101,7 @@ def _traced(
     platforms: Sequence[str],
 ) -> _Traced:
     plan, live, optimizers = owned
-    step = request.runner.step(request.definition, plan, given)
+    step = request.runner.step_for(request.definition, plan, given)
     state = live.state()
     inputs = Inputs(as_arrays(plan.extras), optimizers.numbers, cast(Batch, batch))
     impls = [_key_impl(array) for array in inputs.extras]

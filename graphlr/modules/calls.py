@@ -13,8 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from flax.nnx.tracers import TraceState
 
 Call = Callable[..., Any]
+
+
+def current_trace() -> object:
+    """What JAX is tracing; inside `jax.checkpoint` or a loop not equal to outside."""
+    return TraceState()
 
 
 def wrap(node: object, around: Callable[[Call], Call]) -> None:

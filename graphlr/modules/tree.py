@@ -133,8 +133,8 @@ class Modules:
         arrays = read([theirs for theirs, _ in pairs])
         return {id(ours): x for (_, ours), x in zip(pairs, arrays, strict=True)}
 
-    def frozen_norms(self, frozen: set[int]) -> list[Edit]:
-        """Edits that make normalisations keep their statistics: those all frozen.
+    def edits_of_frozen_norms(self, frozen: set[int]) -> list[Edit]:
+        """Edits that keep the statistics of norms whose parameters are all frozen.
 
         One without parameters goes with the module around it.
 
@@ -156,8 +156,8 @@ class Modules:
                 edits.append((path, _use_running_average))
         return edits
 
-    def replaced(self) -> str | None:
-        """Path of a module or Variable that is no longer the one first seen, if any."""
+    def first_change(self) -> str | None:
+        """Path of a module or Variable that was replaced, added or removed, if any."""
         # Before every call, so without a loop in Python: is every attribute that held a
         # module or an array the same object still, has no holder more or fewer, and
         # do lists and dicts hold the same modules? Only then is it looked at closely.
@@ -171,7 +171,7 @@ class Modules:
             )
         ):
             return None
-        return self._find_replaced()
+        return self._find_change()
 
     def _name(self, path: Any) -> str:
         return dotted((self._names[path[0]], *path[1:]))
@@ -194,7 +194,7 @@ class Modules:
             if not is_module(value)
         ]
 
-    def _find_replaced(self) -> str | None:
+    def _find_change(self) -> str | None:
         now = Modules(self._attributes)
         old, new = (
             {m._name(path): leaf for path, leaf in m._flat} for m in (self, now)

@@ -178,7 +178,7 @@ def layout_of(state: optax.OptState, labels: Mapping[str, str]) -> Layout:
     seen: Counter[str] = Counter()
     slots, types = [], []
     for path, leaf in leaves:
-        slot = _slot(path, labels)
+        slot = _slot(path, leaf.shape, labels)
         # Two transformations of one chain may call a field alike (`count`): the second
         # is `count_1`, in the order of the chain, which doesn't change.
         times = max((seen[key] for key in slot.keys), default=0)
@@ -188,14 +188,16 @@ def layout_of(state: optax.OptState, labels: Mapping[str, str]) -> Layout:
     return Layout(tree, tuple(slots), tuple(types))
 
 
-def _slot(keys: Sequence[Any], labels: Mapping[str, str]) -> Slot:
+def _slot(
+    parts: Sequence[Any], shape: tuple[int, ...], labels: Mapping[str, str]
+) -> Slot:
     # The way to a leaf is, for a state of `optax.multi_transform`,
     #   .inner_states ['group'] .inner_state [0] .mu ['model.head.kernel']
     # with the names of fields, the positions in the chain, and as keys of dicts first
     # the group and then, if the leaf is one parameter's own, its path.
-    fields = [key.name for key in keys if hasattr(key, "name")]
+    fields = [part.name for part in parts if hasattr(part, "name")]
     name = ".".join(f for f in fields if f not in ("inner_states", "inner_state"))
-    entries = [key.key for key in keys if hasattr(key, "key")]
+    entries = [part.key for part in parts if hasattr(part, "key")]
     group, *inside = entries
     path = next((entry for entry in inside if entry in labels), None)
     if path is not None:
@@ -203,7 +205,9 @@ def _slot(keys: Sequence[Any], labels: Mapping[str, str]) -> Slot:
     # JAX sorts the keys of a dict, so this is the order in which the transformations of
     # this package see the parameters of a group, and put their counts into a vector.
     paths = tuple(sorted(path for path, label in labels.items() if label == group))
-    return Slot(name, paths, "each" if fields[-1] == "steps" else "shared")
+    # Not by name alone: somebody else's state may have one number called so.
+    each = fields[-1] == "steps" and shape == (len(paths),)
+    return Slot(name, paths, "each" if each else "shared")
 
 
 def _check_equal(slot: Slot, values: Sequence[Any]) -> None:

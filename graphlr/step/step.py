@@ -6,6 +6,7 @@ changes nothing that it is given. In this order:
     Task        what is constant in the step of one signature
     make_step   that step
     _train      gradients of the batch, or of all its parts; then the update
+    _evaluate   in place of it, without optimizer
     _forward    one run of `build`, on copies of the modules
     _split      what `build` returned: arrays, and how to put them back
 
@@ -165,7 +166,13 @@ def _forward(task: Task, trained: Arrays, extras: Arrays, batch: Batch) -> Forwa
 
 
 def _assigned(given: jax.Array, held: jax.Array, after: jax.Array) -> jax.Array:
-    """What a Variable that was `given` is now, where its copy `held` it in 16 bits."""
+    """What a Variable holds after `build`, in the dtype of what it was given.
+
+    Args:
+        given: What went into the step.
+        held: What its copy held when `build` began: the same, or that in 16 bits.
+        after: What its copy holds now; a change in 16 bits is added to `given`.
+    """
     if after is held:
         return given
     return after if held is given else given + (after - held).astype(given.dtype)
