@@ -2,6 +2,7 @@
 
     python -m benchmarks                    # all of them, but gpu
     python -m benchmarks step --quick       # a smoke test of one
+    python -m benchmarks dispatch --against FOLDER    # and at an earlier commit
 
 Tables are printed and written to `benchmarks/results/<name>.json`.
 """
@@ -59,6 +60,16 @@ def benchmark(name: str) -> str:
     return name
 
 
+def checkout(folder: str) -> str:
+    """`folder` as an absolute path, if benchmarks can be run from there."""
+    path = Path(folder).resolve()
+    if not (path / "benchmarks" / "worker.py").is_file():
+        raise argparse.ArgumentTypeError(
+            f"{folder} is no checkout with benchmarks: git worktree add {folder} COMMIT"
+        )
+    return str(path)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     listing = "\n".join(f"  {name:12}{summary_of(name)}" for name in NAMES)
@@ -95,6 +106,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="tcmalloc to preload (default: %(default)s)",
     )
     parser.add_argument(
+        "--against",
+        type=checkout,
+        metavar="FOLDER",
+        help="of step and dispatch: a checkout of an earlier commit, whose graphlr is "
+        "run as one more system; results go to a temporary folder",
+    )
+    parser.add_argument(
         "--platform",
         default="gpu",
         help="of gpu: where to run; cpu tries its code without one (default: gpu)",
@@ -110,8 +128,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = make_parser().parse_args(arguments)
     options.names = options.names or [name for name in NAMES if name != "gpu"]
     if options.results is None:
-        quick = Path(tempfile.gettempdir()) / "graphlr-benchmarks"
-        options.results = quick if options.quick else HERE / "results"
+        aside = Path(tempfile.gettempdir()) / "graphlr-benchmarks"
+        passing = options.quick or options.against
+        options.results = aside if passing else HERE / "results"
     return options
 
 

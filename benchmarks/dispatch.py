@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 from benchmarks import timing
-from benchmarks.peers import Variant, rows, sample
+from benchmarks.peers import Variant, against, before_and_after, rows, sample
 from benchmarks.systems import DISPATCH
 
 SCAN = "graphlr, scan of 32"
@@ -29,6 +29,8 @@ def calls(
     """Durations of one step of every system, in seconds."""
     rounds, each = (2, 10) if options.quick else (12, 100)
     variants = {Variant(f"{name}, tiny", size=arrays): name for name in DISPATCH}
+    ours = Variant("graphlr, tiny", size=arrays)
+    variants |= dict.fromkeys(against(ours, options.against), "graphlr")
     taken = sample(variants, options, skipped, rounds, each)
     steps = {SCAN: 32}
     return {
@@ -74,25 +76,29 @@ def real(
     ours, by_hand = (
         Variant(name, allocator, size) for name in ("graphlr", "flat jax.jit")
     )
-    taken = sample([ours, by_hand], options, skipped, *turns)
+    variants = [ours, by_hand, *against(ours, options.against)]
+    taken = sample(variants, options, skipped, *turns)
     title = f"MobileNetV2 step, batch {size}, and the same by hand"
     table = {"title": title, "unit": "ms", "rows": rows(taken, ours)}
-    if len(taken) < 2:
-        return table, []
-    ratio = statistics.median(taken[ours]) / statistics.median(taken[by_hand])
-    what = f"MobileNetV2 step vs the same by hand, flat jax.jit, both {allocator}"
-    return table, [timing.ratio(what, ratio, 1.02)]
+    lines = before_and_after("MobileNetV2 step", taken)
+    if {ours, by_hand} <= set(taken):
+        ratio = statistics.median(taken[ours]) / statistics.median(taken[by_hand])
+        what = f"MobileNetV2 step vs the same by hand, flat jax.jit, both {allocator}"
+        lines.append(timing.ratio(what, ratio, 1.02))
+    return table, lines
 
 
 def measure(options: argparse.Namespace) -> None:
     """Measure, print, write."""
     skipped: dict[str, str] = {}
-    tables, medians = [], {}
+    tables, medians, before = [], {}, []
     for arrays in (52, 160, 500):
         taken = calls(arrays, options, skipped)
+        before += before_and_after(f"call, {arrays} arrays", taken)
         medians[arrays] = {
             variant.system: 1e6 * statistics.median(seconds)
             for variant, seconds in taken.items()
+            if not variant.folder
         }
         title = f"Step of a tiny network, {arrays} arrays"
         base = Variant("graphlr", size=arrays)
@@ -104,6 +110,6 @@ def measure(options: argparse.Namespace) -> None:
         folder=options.results,
         tables=[*tables, table],
         series=[series(medians)],
-        ratios=[*ratios(medians), *lines],
+        ratios=[*ratios(medians), *lines, *before],
         skipped=skipped,
     )

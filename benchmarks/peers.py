@@ -1,6 +1,7 @@
 """Starting systems, each in a process of its own with an allocator of its own."""
 
 import argparse
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from benchmarks import timing
 
 ONEFLOW = "OneFlow nn.Graph"
 ALLOCATORS = ("plain", "tune_cpu", "tcmalloc")
+SAME = 1.02  # times as long as at an earlier commit: no slower
 FIND_LIBRARIES = (
     "import glob, sysconfig; "
     "print(':'.join(glob.glob(sysconfig.get_path('purelib') + '/nvidia/*/lib')))"
@@ -25,16 +27,19 @@ class Variant(NamedTuple):
         system: One of `systems.SYSTEMS`, or `ONEFLOW`.
         allocator: One of `ALLOCATORS`.
         size: Images in a batch, or whatever size means to the system.
+        folder: The checkout that it is run from; "" is this one.
     """
 
     system: str
     allocator: str = "plain"
     size: int = 64
+    folder: str = ""
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"{self.system} ({self.allocator})"
+        name = f"{self.system} ({self.allocator})"
+        return f"{name} of {Path(self.folder).name}" if self.folder else name
 
 
 def start(
@@ -69,7 +74,27 @@ def start(
         command = [sys.executable, "-m", "benchmarks.worker", variant.system]
     if variant.allocator == "tune_cpu":
         command.append("--tune-cpu")
-    return timing.Worker([*command, "--size", str(variant.size), *arguments], added)
+    command += ["--size", str(variant.size), *arguments]
+    return timing.Worker(command, added, variant.folder or None)
+
+
+def against(ours: Variant, folder: str | None) -> list[Variant]:
+    """The same as `ours`, from a checkout of an earlier commit, if one was given."""
+    return [ours._replace(folder=folder)] if folder else []
+
+
+def before_and_after(
+    what: str, taken: Mapping[Variant, list[float]]
+) -> list[dict[str, Any]]:
+    """For each system that is run from two checkouts, the ratio of their medians."""
+    lines = []
+    for old, seconds in taken.items():
+        new = old._replace(folder="")
+        if old.folder and new in taken:
+            ratio = statistics.median(taken[new]) / statistics.median(seconds)
+            name = f"{what}, {new.name}, vs {Path(old.folder).name}"
+            lines.append(timing.ratio(name, ratio, SAME))
+    return lines
 
 
 def _oneflow_libraries(python: str) -> str:

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import roofline, timing
-from benchmarks.peers import ONEFLOW, Variant, rows, sample
+from benchmarks.peers import (
+    ONEFLOW,
+    Variant,
+    against,
+    before_and_after,
+    rows,
+    sample,
+)
 from benchmarks.systems import KERNELS
 
 STOCK = "stock flax, jax.jit"
@@ -159,8 +166,11 @@ def measure(options: argparse.Namespace) -> None:
     size, turns = (8, (2, 2)) if options.quick else (64, (8, 5))
     skipped: dict[str, str] = {}
     variants = [*OURS.values(), *(QUICK if options.quick else PEERS)]
+    for ours in OURS.values():
+        variants += against(ours, options.against)
     taken = sample([v._replace(size=size) for v in variants], options, skipped, *turns)
     medians = {v._replace(size=64): 1e3 * statistics.median(taken[v]) for v in taken}
+    before = before_and_after(f"step, batch {size}", taken)
     best = min(medians[ours] for ours in OURS.values() if ours in medians)
     shares, figures = of_roofline(best, size)
     kernels, kernel_ratios = convolutions(size, options, skipped, turns)
@@ -173,7 +183,7 @@ def measure(options: argparse.Namespace) -> None:
         folder=options.results,
         tables=[{"title": title, "unit": "ms", "rows": steps}, *kernels],
         series=[batches(sizes, options, skipped, (4, 3))],
-        ratios=[*ratios(medians), *kernel_ratios, *shares],
+        ratios=[*ratios(medians), *kernel_ratios, *shares, *before],
         figures=figures,
         skipped=skipped,
     )

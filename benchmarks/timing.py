@@ -39,6 +39,7 @@ class Worker:
     Args:
         command: The process.
         environment: Added to this process's environment, `LD_PRELOAD` for example.
+        folder: Where it runs; this checkout by default.
 
     Attributes:
         ready: The first object that it printed.
@@ -49,14 +50,17 @@ class Worker:
     """
 
     def __init__(
-        self, command: Iterable[str], environment: Mapping[str, str] | None = None
+        self,
+        command: Iterable[str],
+        environment: Mapping[str, str] | None = None,
+        folder: str | None = None,
     ):
         self._process = subprocess.Popen(
             list(command),
             env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=HERE.parent,
+            cwd=folder or HERE.parent,
             text=True,
         )
         self.ready: dict[str, Any] = self._read()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graphlr.precision import GradScaler as GradScaler
     from graphlr.precision import StaticGradScaler as StaticGradScaler
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GradScaler",

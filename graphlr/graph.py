@@ -33,7 +33,7 @@ from graphlr.step.losses import Losses
 from graphlr.step.signature import Build
 
 # What Python makes of `self.__runner` and `self.__losses`, the two things that a graph
-# keeps beside the user's attributes, which can't be in their way so.
+# keeps beside the user's attributes: so they can't collide with those.
 _OWN = ("_Graph__runner", "_Graph__losses")
 
 
@@ -394,8 +394,11 @@ class Graph:
 
     @property
     def __definition(self) -> Definition:
-        attributes = {k: v for k, v in self.__dict__.items() if k not in _OWN}
-        return Definition(type(self).__name__, attributes, self.build, self.__bind)
+        name = type(self).__name__
+        return Definition(name, self.__attributes, self.build, self.__bind)
+
+    def __attributes(self) -> Mapping[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in _OWN}
 
     def __bind(self, attributes: Mapping[str, Any], losses: Losses) -> Build:
         """`build` of a copy of this graph that holds `attributes`, for one trace."""

@@ -34,8 +34,8 @@ def for_platform_of(arrays: object) -> AbstractContextManager[None]:
         for array in jax.tree.leaves(arrays)
         if isinstance(array, jax.Array) and not isinstance(array, Tracer)
     }
-    found = {device.platform for each in shardings for device in each.device_set}
-    return _platform(found.pop() if len(found) == 1 else None)
+    platforms = {device.platform for each in shardings for device in each.device_set}
+    return _platform(platforms.pop() if len(platforms) == 1 else None)
 
 
 def by_platform(

@@ -213,9 +213,9 @@ def cache_use() -> Iterator[dict[str, bool]]:
         yield use
     broken = set()
     for item in caught:
-        found = _UNREADABLE.match(str(item.message))
-        if found:
-            broken.add(found[1])
+        unreadable = _UNREADABLE.match(str(item.message))
+        if unreadable:
+            broken.add(unreadable[1])
         else:
             warnings.warn_explicit(
                 item.message, item.category, item.filename, item.lineno

@@ -1,6 +1,9 @@
 """The house: floors, the order of rooms on a floor, what a room may hold and cost."""
 
 import ast
+import importlib
+import operator
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,6 +202,8 @@ def test_every_room_has_its_test():
         for package in ("lr_scheduler", "transforms", "rules"):  # one family, one test
             if package in path.parts and room not in tests:
                 room = Path("optim", package, f"test_{package}")
+        if path.parts[0] == "models":  # `tests/models.py` has the folder's name
+            room = Path(room.name)
         assert room in tests, room
 
 
@@ -243,6 +248,32 @@ def test_no_checker_is_told_to_look_away():
         text = (HOUSE / path).read_text()
         for words in ("type: ignore", "noqa", "pyright:", "pragma: no cover"):
             assert words not in text, f"{path}: {words}"
+
+
+# --- the page that shows the house ----------------------------------------------------
+
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_the_page_lists_these_packages_and_rooms():
+    packages = []
+    for row in re.findall(r"^\| (`.*)\|$", PAGE, re.M):
+        names, _, rooms = (re.findall(r"`(\w+)/?`", cell) for cell in row.split("|"))
+        packages += names
+        inside = [room.partition(".")[0] for name in names for room in FLOORS[name]]
+        assert rooms == list(dict.fromkeys(inside)), names
+    assert packages == list(FLOORS)
+
+
+def test_the_page_leads_to_what_is_there():
+    walk = PAGE[PAGE.index("## One step") : PAGE.index("## What a change")]
+    pairs = re.findall(r"`(\w+(?:/\w+)*)\.py`,\s`([\w.]+)`", walk)
+    assert len(pairs) > 20
+    for file, name in pairs:
+        module = importlib.import_module(f"graphlr.{file.replace('/', '.')}")
+        assert operator.attrgetter(name)(module), file
+    for file in re.findall(r"`(\w+/\w+\.py)`", walk):
+        assert (HOUSE / file).exists(), file
 
 
 def loaded_by(code: str) -> set[str]:

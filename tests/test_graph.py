@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -789,3 +790,40 @@ def test_options_of_oneflow_lead_to_ours():
     graph = Evaluate(linear())
     with pytest.raises(AttributeError, match=r"did you mean 'gradient_accumulation_st"):
         graph.config.set_gradient_accumulation_steps(4)
+
+
+# --- what a large model costs ---------------------------------------------------------
+
+
+class Many(glr.Graph):
+    """As many parameters as are asked for, in one list."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.model = nnx.List([nnx.Param(jnp.zeros(1)) for _ in range(parameters)])
+        self.add_optimizer(SGD(self.model, lr=0.1))
+
+
+def work(call) -> int:
+    """Calls of Python and C functions, and entries that methods of lists look at."""
+    total = 0
+
+    def note(_, event, called):
+        nonlocal total
+        total += event in ("call", "c_call")
+        searched = getattr(called, "__self__", None) if event == "c_call" else None
+        if isinstance(searched, list) and called.__name__ in ("count", "index"):
+            total += len(searched)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return total
+
+
+@pytest.mark.parametrize("read", [glr.Graph.state_dict, repr], ids=["state", "print"])
+def test_four_times_the_parameters_are_four_times_the_work(read):
+    few, many = Many(100), Many(400)
+    assert work(lambda: read(many)) < 4.05 * work(lambda: read(few))

@@ -36,7 +36,7 @@ _PICKLED_ARRAY = {  # all that a batch may name, and what stands for it: only by
 def cifar10(root: str | os.PathLike[str] = "data", *, download: bool = True) -> Dataset:
     """Return CIFAR-10: 50,000 training and 10,000 test images, 0.7 GiB of float32.
 
-    Read from `root`: the complete folder `cifar-10-batches-py`, else the archive
+    Read from `root`: the complete folder `cifar-10-batches-py`, or the archive
     `cifar-10-python.tar.gz`, which is downloaded (163 MiB) into `root` if missing.
 
     Returns:

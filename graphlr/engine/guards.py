@@ -23,8 +23,8 @@ from graphlr.step.types import Batch
 # model would take the same ones. Computing goes on after the lock is released.
 one_at_a_time = threading.RLock()
 
-# The function behind `signal.signal`, which takes 15 us to translate handlers to enums.
-_set_handler = sys.modules.get("_signal", signal).signal
+# What is behind `signal`, whose functions take 15 us to translate handlers to enums.
+_signal = sys.modules.get("_signal", signal)
 
 
 def hold_interrupts() -> _Holding:
@@ -40,17 +40,18 @@ class _Holding:  # as a generator with @contextmanager it would take twice the t
     def __enter__(self) -> None:
         self._held: list[tuple[int, FrameType | None]] = []
         # Python gives signals to the main thread only, and lets it alone set handlers.
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
+        # A handler that is None belongs to a program around Python: nobody here could
+        # put it back.
+        main = threading.current_thread() is threading.main_thread()
+        self._handler = _signal.getsignal(signal.SIGINT) if main else None
+        if self._handler is not None:
             note = self._held.append
-            self._handler = _set_handler(
-                signal.SIGINT, lambda *signalled: note(signalled)
-            )
+            _signal.signal(signal.SIGINT, lambda *signalled: note(signalled))
 
     def __exit__(self, *error: object) -> None:
-        if not self._main:
+        if self._handler is None:
             return
-        _set_handler(signal.SIGINT, self._handler)
+        _signal.signal(signal.SIGINT, self._handler)
         if self._held and callable(self._handler):
             self._handler(*self._held[0])
 

@@ -45,7 +45,7 @@ class Live:
         >>> import jax.numpy as jnp
         >>> live = Live([nnx.Param(jnp.ones(2))], [], [Held(step=3)], Carried())
         >>> live.state()[:2]
-        ([Array([1., 1.], dtype=float32)], [OptimizerState(slots=[], step=Array(3, \
+        ([Array([1., 1.], dtype=float32)], [OptimizerState(slots=[], counter=Array(3, \
 dtype=int32))])
     """
 
@@ -64,6 +64,9 @@ dtype=int32))])
 
         So all of it may be donated.
         """
+        # `unshared` counts who refers to an array: its owner and the list that it is
+        # given. So a list that is the owner's own must be copied, and a record of
+        # named fields flattened, before they are asked for.
         optimizers = [
             OptimizerState(unshared(list(h.slots)), *unshared([h.counter]))
             for h in self.held
@@ -81,10 +84,10 @@ dtype=int32))])
     def run(
         self, step: Step, numbers: Numbers, batch: Batch, *, steps: int = 1
     ) -> Results:
-        """Run a step and store what it gives: everything or, on an error, nothing.
+        """Run a compiled step and store what it gives: all or, on an error, nothing.
 
         Args:
-            step: Compiled, or a function to be run operation by operation.
+            step: To be run.
             numbers: Live numbers of each optimizer.
             batch: The arrays among the arguments.
             steps: How many updates it makes.
@@ -93,21 +96,33 @@ dtype=int32))])
             RuntimeError: It failed after its buffers had been donated.
         """
         inputs = self.inputs(numbers, batch)
-        # A step that may skip tells on the device whether it made an update.
-        updates = steps if self.carried.skips is None else None
         with hold_interrupts():
             try:
                 results = step(self.state(), inputs)
             except Exception as error:
                 check_not_lost(self._owned(), error)
                 raise
-            changed = [self.extras[i] for i in results.found.changed]
-            write(changed, results.extras)
-            write(self.trained, results.state.trained)
-            for held, new in zip(self.held, results.state.optimizers, strict=True):
-                held.advance(new.slots, new.step, updates)
-            self.carried = results.state.carried
+            self.store(results, steps=steps)
         return results
+
+    def store(self, results: Results, *, steps: int = 1) -> None:
+        """Give the arrays that a step made to their owners.
+
+        Nothing here can fail. But the old buffers may be gone: an interrupt between two
+        of these lines would leave an owner without an array, so it must be held.
+
+        Args:
+            results: Of the step.
+            steps: How many updates it made.
+        """
+        # A step that may skip tells on the device whether it made an update.
+        updates = steps if self.carried.skips is None else None
+        changed = [self.extras[i] for i in results.found.changed]
+        write(changed, results.extras)
+        write(self.trained, results.state.trained)
+        for held, new in zip(self.held, results.state.optimizers, strict=True):
+            held.advance(new.slots, new.counter, updates)
+        self.carried = results.state.carried
 
     def _owned(self) -> Arrays:
         """Every array that a step may take along."""

@@ -108,6 +108,9 @@ class Optimizers(Sequence[Optimizer]):
 
     # --- what a step takes from them, and gives back ---
 
+    # What every call asks for loops over the list itself: `self` is a Sequence whose
+    # methods are in Python.
+
     @property
     def step(self) -> int:
         """Updates applied so far, of the optimizer that has most."""

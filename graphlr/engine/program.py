@@ -79,7 +79,7 @@ def trace_step(
     Args:
         trace: Traces it; the arrays of the batch are its last arguments.
         plan: What the Variables are for.
-        state: What the step replaces: arrays, to be known if it captures one.
+        state: What it replaces: its arrays, so that a captured one is recognised.
         inputs: What it reads.
 
     Raises:
@@ -127,17 +127,17 @@ def compile_step(
 def cost_of(program: Program) -> dict[str, float]:
     """FLOPs, bytes and memory of a compiled step, what of them the platform tells."""
     counted = program.compiled.cost_analysis() or {}
-    found = {"flops": counted.get("flops"), "bytes": counted.get("bytes accessed")}
+    numbers = {"flops": counted.get("flops"), "bytes": counted.get("bytes accessed")}
     memory = program.compiled.memory_analysis()
     if memory is not None:
         arguments, outputs, temporary, shared = (
             getattr(memory, f"{kind}_size_in_bytes")
             for kind in ("argument", "output", "temp", "alias")
         )
-        found |= {
+        numbers |= {
             "peak_memory": arguments + outputs - shared + temporary,
             "temporary_memory": temporary,
             "argument_memory": arguments,
             "output_memory": outputs,
         }
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {name: float(value) for name, value in numbers.items() if value is not None}

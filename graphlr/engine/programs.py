@@ -82,7 +82,7 @@ class Programs:
         why = self._why_now(what)
         try:
             program = compile_now()
-        except Exception as error:
+        except Exception as error:  # the user's own code, which says nothing of a graph
             given = what.signature.describe(build).items()
             listed = ", ".join(f"{key}: {kind}" for key, kind in given)
             if isinstance(error, AttributeError) and "backward" in str(error):

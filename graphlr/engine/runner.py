@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
 
-from graphlr.engine.guards import check_ranges
+from graphlr.engine.guards import check_ranges, hold_interrupts
 from graphlr.engine.live import Live
 from graphlr.engine.optimizers import Optimizers
 from graphlr.engine.program import OtherTypesError, Program, compile_step
@@ -34,15 +34,13 @@ from graphlr.step.definition import Definition
 from graphlr.step.loops import scanned
 from graphlr.step.plan import Plan, check_unchanged, make_plan
 from graphlr.step.signature import Signature, read_arguments
-from graphlr.step.step import make_step
-from graphlr.step.types import STATS, Report, Step
+from graphlr.step.step import Task, make_step
+from graphlr.step.types import STATS, Report, Results, Step
 
 _log = logging.getLogger("graphlr")
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
-
-_REGROUPED = "the structure of a group changed"
 
 
 def asked(definition: Definition, args: Args, kwargs: Kwargs) -> Asked:
@@ -62,7 +60,7 @@ class Runner:
         scaler: Scales the loss, or None.
         plan: What the last call was planned for; None: nothing was called yet.
         live: The arrays of the next step at their owners.
-        report: What may be seen of the last step.
+        reported: What may be seen of the last step, and the plan that it had.
         programs: Every compiled step, and the record of compilations.
     """
 
@@ -73,7 +71,7 @@ class Runner:
         self.scaler: Scaler | None = None
         self.plan: Plan | None = None
         self.live = Live((), (), (), Carried())
-        self.report = Report()
+        self.reported: tuple[Report, Plan] | None = None
         self.programs = Programs()
         self._skips = SkipWatch()
         self._version: Sequence[Hashable] | None = None
@@ -89,77 +87,95 @@ class Runner:
         Raises:
             RuntimeError: That was not asked for, or there was no step.
         """
-        if self.report.stats is None:
+        report, plan = self.reported or (Report(), None)
+        if report.stats is None or plan is None:
             raise RuntimeError(
                 "graph.group_stats needs config.group_stats = True and a call"
             )
-        rows = jax.device_get(self.report.stats).tolist()
+        # Of the groups that there were: since then others may have been added.
+        names = {(id(o), group.name): name for name, group, o in self.optimizers.groups}
+        reported = [
+            names[id(optimizer), spec.name]
+            for optimizer, specs in zip(self.optimizers, plan.specs, strict=True)
+            for spec in specs
+        ]
+        rows = jax.device_get(report.stats).tolist()
         return {
-            group.name: dict(zip(STATS, row, strict=True))
-            for group, row in zip(self.optimizers.groups, rows, strict=True)
+            name: dict(zip(STATS, row, strict=True))
+            for name, row in zip(reported, rows, strict=True)
         }
 
     # --- the plan ---
 
     def ready(self, definition: Definition) -> Plan:
         """The plan of the next step, carried out: every optimizer has its slots."""
-        plan, why = self._planned(definition)
+        plan = self._planned(definition)
         if plan is not self.plan:
-            self.adopt(plan, why)
+            self.adopt(plan)
         return plan
 
     def peek(self, definition: Definition) -> tuple[Plan, Live]:
         """The plan of the next step and its arrays, for readers: changes nothing."""
-        plan, _ = self._planned(definition)
+        plan = self._planned(definition)
         if plan is self.plan:
             return plan, self.live
-        slots = self.optimizers.slots_for(plan.slots)
+        slots = self.optimizers.slots_for(plan.slot_plans)
         held = [
             held.with_slots(own)
             for held, own in zip(self.optimizers.held, slots, strict=True)
         ]
         return plan, Live(plan.trained, plan.extras, held, self._carried_for(plan))
 
-    def adopt(self, plan: Plan, why: str = _REGROUPED) -> None:
+    def adopt(self, plan: Plan) -> None:
         """Carry a plan out: from now on the step is the one that it asks for.
 
         Programs stay if it asks for the same step as the last one.
-
-        Args:
-            plan: From `make_plan`.
-            why: What made it necessary, for the record of the next compilation.
         """
-        slots = self.optimizers.slots_for(plan.slots)  # may raise: so it comes first
+        # What may raise comes before what changes anything. The slots that optimizers
+        # hold now are asked for before they adopt others, and averages start from what
+        # the Variables hold as arrays.
+        slots = self.optimizers.slots_for(plan.slot_plans)
         plan.modules.store_arrays()
         carried_over = self._carried_for(plan)
         if self.plan is None or not plan.asks_same_step(self.plan):
-            self.programs.clear(why)
-        self.optimizers.adopt(plan.slots, slots)
+            self.programs.clear(self._why_planned(plan))
+        self.optimizers.adopt(plan.slot_plans, slots)
         self.live = Live(plan.trained, plan.extras, self.optimizers.held, carried_over)
         self._version = self.optimizers.version
         self.plan = plan
 
-    def _planned(self, definition: Definition) -> tuple[Plan, str]:
-        """The last plan if it still is right, or a new one; and why it is new."""
+    def _why_planned(self, plan: Plan) -> str:
+        """Why the last plan isn't right any more."""
+        if self.plan is None:
+            return FIRST
+        if plan.specs != self.plan.specs:
+            return "the structure of a group changed"
+        return "another graph used the optimizer"
+
+    def _planned(self, definition: Definition) -> Plan:
+        """The last plan if it still is right, or a new one."""
         plan = self.plan
         if plan is None:
-            return self._make_plan(definition), FIRST
+            return self._make_plan(definition)
+        # Three things can make the last plan wrong, and each is looked at before every
+        # call, the cheapest way: other modules, other groups, and another graph that
+        # has since trained something else with the same optimizer.
         check_unchanged(plan)
         version = self.optimizers.version
         if version != self._version:
             if plan.specs != self.optimizers.specs:
-                return self._make_plan(definition), _REGROUPED
+                return self._make_plan(definition)
             self._version = version  # only numbers did: don't compare them again
-        if not self.optimizers.have_adopted(plan.slots):
-            return self._make_plan(definition), "another graph used the optimizer"
-        return plan, ""
+        if not self.optimizers.have_adopted(plan.slot_plans):
+            return self._make_plan(definition)
+        return plan
 
     def _make_plan(self, definition: Definition) -> Plan:
-        with garbage_collection_off():
-            return make_plan(definition.attributes, self.optimizers)
+        with garbage_collection_off():  # it makes many objects, and none is garbage
+            return make_plan(definition.attributes(), self.optimizers)
 
     def _carried_for(self, plan: Plan) -> Carried:
-        """What a step by `plan` carries along: of the last one what is still wanted."""
+        """What a step by `plan` carries, with what the last one carried of it."""
         if not self.optimizers:
             return Carried()
         params = dict(zip(plan.names, as_arrays(plan.trained), strict=True))
@@ -168,16 +184,12 @@ class Runner:
 
     # --- programs ---
 
-    def step(self, definition: Definition, plan: Plan, signature: Signature) -> Step:
+    def step_for(
+        self, definition: Definition, plan: Plan, signature: Signature
+    ) -> Step:
         """The step as a function to be traced."""
-        return make_step(
-            plan,
-            definition,
-            signature,
-            training=self.training_mode,
-            config=self.config,
-            scaler=self.scaler,
-        )
+        training, config, scaler = self.training_mode, self.config, self.scaler
+        return make_step(Task(plan, definition, signature, training, config, scaler))
 
     def prepared(self, definition: Definition, args: Args, kwargs: Kwargs) -> Program:
         """The compiled step for arguments like these; without any the last one."""
@@ -191,11 +203,11 @@ class Runner:
         plan, live = self.peek(what.definition)
         state, inputs = live.state(), live.inputs(self.optimizers.numbers, what.batch)
         with for_platform_of((state, inputs)):
-            return jax.jit(self._step(plan, what)).trace(state, inputs)
+            return jax.jit(self._one_or_several(plan, what)).trace(state, inputs)
 
-    def _step(self, plan: Plan, what: Asked) -> Step:
+    def _one_or_several(self, plan: Plan, what: Asked) -> Step:
         """One step, or as many as are asked for in one run."""
-        step = self.step(what.definition, plan, what.signature)
+        step = self.step_for(what.definition, plan, what.signature)
         return scanned(step) if what.steps else step
 
     def _program(self, plan: Plan, what: Asked) -> Program:
@@ -207,7 +219,7 @@ class Runner:
 
         def compile_now() -> Program:
             return compile_step(
-                self._step(plan, what),
+                self._one_or_several(plan, what),
                 plan,
                 self.live.state(),
                 self.live.inputs(self.optimizers.numbers, what.batch),
@@ -217,7 +229,7 @@ class Runner:
         return self.programs.make(what, compile_now)
 
     def _check_options(self, what: Asked) -> None:
-        """Refuse options that can't be, and fix the others: they are compiled in."""
+        """Refuse impossible options and lock the others: they are compiled in."""
         config = self.config
         config.fix(training=bool(self.optimizers))
         if config.amp == "float16" and self.optimizers and self.scaler is None:
@@ -244,7 +256,13 @@ class Runner:
         what = asked(definition, args, kwargs)
         parts = self.config.gradient_accumulation_steps
         what.signature.check_parts(parts, definition.build)
-        return self._run(plan, self.step(definition, plan, what.signature), what)
+        self._look_for_skips(what.definition.name)
+        step, live = self.step_for(definition, plan, what.signature), self.live
+        # Nothing is donated, so all but the last line may be interrupted.
+        results = step(live.state(), live.inputs(self.optimizers.numbers, what.batch))
+        with hold_interrupts():
+            live.store(results)
+        return self._returned(plan, results)
 
     def scan(self, definition: Definition, args: Args, kwargs: Kwargs) -> Any:
         """As many steps as the leading axis of the arrays is long, in one run."""
@@ -264,7 +282,7 @@ class Runner:
             build = what.definition.build
             check_ranges(program.limits, what.batch, what.signature, build)
         try:
-            return self._run(plan, program.run, what)
+            return self._run(plan, program, what)
         except OtherTypesError as error:
             mismatch = error.mismatch
         if any(isinstance(array, Tracer) for array in what.batch):
@@ -275,21 +293,26 @@ class Runner:
             ) from mismatch
         if not known:  # it was just made for these very arrays
             raise mismatch
-        # The arguments are the ones of the signature, so a Variable must have changed.
+        # The arguments are the ones of the signature, so a Variable must have changed,
+        # and its slots may have to.
         plan = self._make_plan(what.definition)
         self.adopt(plan)
         self.programs.clear("the dtype, shape or placement of a Variable changed")
-        return self._run(plan, self._program(plan, what).run, what)
+        return self._run(plan, self._program(plan, what), what)
 
-    def _run(self, plan: Plan, step: Step, what: Asked) -> Any:
-        """Run a step; what `build` returned."""
-        self._look_for_skips(what.definition.name, plan)
+    def _run(self, plan: Plan, program: Program, what: Asked) -> Any:
+        """Run a program; what `build` returned."""
+        self._look_for_skips(what.definition.name)
         numbers, steps = self.optimizers.numbers, what.steps or 1
-        results = self.live.run(step, numbers, what.batch, steps=steps)
-        self.report = results.report
+        results = self.live.run(program.run, numbers, what.batch, steps=steps)
+        return self._returned(plan, results)
+
+    def _returned(self, plan: Plan, results: Results) -> Any:
+        """What `build` returned, once its arrays are there."""
+        self.reported = results.report, plan
         return results.found.outputs.fill(results.outputs)
 
-    def _look_for_skips(self, name: str, plan: Plan) -> None:
+    def _look_for_skips(self, name: str) -> None:
         """Log skips of the steps before.
 
         Raises:
@@ -302,7 +325,7 @@ class Runner:
         news = self._skips.look(skips, limit)
         if news is None:
             return
-        why = why_skipped(self.report, plan) if news.in_a_row else ""
+        why = why_skipped(*self.reported) if news.in_a_row and self.reported else ""
         if news.are_new:
             level = logging.WARNING if limit else logging.INFO
             text = f"; {why}" if why else ""
@@ -320,10 +343,10 @@ class Runner:
 
 def _warn_of_convolutions(plan: Plan) -> None:
     kinds = (nnx.Conv, nnx.ConvTranspose)
-    found = [n for n in plan.modules.nodes().values() if isinstance(n.value, kinds)]
-    if found and jax.default_backend() == "cpu":
+    convs = [n for n in plan.modules.nodes().values() if isinstance(n.value, kinds)]
+    if convs and jax.default_backend() == "cpu":
         warnings.warn(
-            f"graph.scan on the CPU with convolutions ({found[0].path}): XLA runs them "
+            f"graph.scan on the CPU with convolutions ({convs[0].path}): XLA runs them "
             "slower inside a loop, so calling the graph for each batch is faster here",
             stacklevel=4,
         )

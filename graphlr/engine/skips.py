@@ -37,8 +37,8 @@ class SkipWatch:
 
         Args:
             skips: As the last step left them.
-            limit: In one call of so many the device is waited for, so that no more
-                than these are skipped in a row unseen; 0: it never is.
+            limit: Every call of so many waits for the device, so that at most as many
+                skips in a row go unnoticed; 0: none waits.
         """
         self._calls += 1
         due = limit and self._calls % limit == 0
@@ -46,12 +46,12 @@ class SkipWatch:
             return None
         total, in_a_row = int(skips.total), int(skips.in_a_row)
         news = News(total, in_a_row, total > self._seen)
-        self._seen = max(total, self._seen)
+        self._seen = total  # less than before, after an older state was loaded
         return news
 
 
 def _is_ready(array: Any) -> bool:
-    """Whether reading it doesn't wait: of every array of JAX, unknown to its types."""
+    """Whether reading a JAX array doesn't wait; JAX's types don't know the method."""
     return array.is_ready()
 
 

@@ -63,7 +63,7 @@ def with_batch_sizes(
     attempt: Callable[[Specs], _Result],
     symbolic: bool | None,
 ) -> _Result:
-    """`attempt(specs)` with a symbol for the batch size or else with fixed sizes.
+    """`attempt(specs)` with a symbol for the batch size, or with fixed sizes.
 
     Args:
         request: What is to be exported.

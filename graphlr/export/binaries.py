@@ -109,6 +109,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    kinds = ("flags", "features", "model name", "cpu part")
-    found = {line for line in lines if line.lower().startswith(kinds)}
-    return repr([platform.machine(), platform.processor(), sorted(found)])
+    telling = ("flags", "features", "model name", "cpu part")
+    told = {line for line in lines if line.lower().startswith(telling)}
+    return repr([platform.machine(), platform.processor(), sorted(told)])

@@ -149,11 +149,12 @@ class ExportedGraph:
         except TypeError as error:
             raise TypeError(f"{self.manifest['name']}: {error}; {self!r}") from None
         bound.apply_defaults()
-        found: dict[int, Any] = {}
+        leaves: dict[int, Any] = {}
         for name, value in bound.arguments.items():
             if value is not LEFT_OUT:
-                found |= structure.take(self._nodes[name], value, name)
-        names, batch = [*self.manifest["arguments"]], [found[i] for i in sorted(found)]
+                leaves |= structure.take(self._nodes[name], value, name)
+        names = [*self.manifest["arguments"]]
+        batch = [leaves[i] for i in sorted(leaves)]
         sizes: dict[str, tuple[int, str]] = {}
         for name, value, kind in zip(names, batch, self._batch_kinds, strict=True):
             check_array(name, value, kind, sizes)

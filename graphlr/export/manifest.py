@@ -30,7 +30,7 @@ FileState = tuple[Arrays, list[Arrays], Arrays, dict[str, jax.Array]]
 def to_file(state: State) -> FileState:
     """`state` as an exported program has it."""
     slots = [optimizer.slots for optimizer in state.optimizers]
-    steps = [optimizer.step for optimizer in state.optimizers]
+    steps = [optimizer.counter for optimizer in state.optimizers]
     return state.trained, slots, steps, carried_entries(state.carried)
 
 
@@ -113,7 +113,7 @@ def places(owned: Owned, found: Found) -> dict[str, Any]:
         "trained": [keys.variable(plan.path_of(v)) for v in plan.trained],
         "extras": [keys.variable(plan.path_of(v)) for v in plan.extras],
         "changed": list(found.changed),
-        "slots": [[list(slot) for slot in o.layout.slots] for o in plan.slots],
+        "slots": [[list(slot) for slot in o.layout.slots] for o in plan.slot_plans],
         "steps": keys.steps(len(optimizers)),
         "numbers": [
             [[next(names), spec.live] for spec in specs] for specs in plan.specs

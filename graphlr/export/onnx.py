@@ -43,7 +43,7 @@ def save(
         ) from error
     plan, live = runner.peek(request.definition)
     given = request.signature()
-    step = runner.step(request.definition, plan, given)
+    step = runner.step_for(request.definition, plan, given)
     state, extras = live.state(), as_arrays(plan.extras)
     names = [_plain(name) for name in request.names(given)]
 

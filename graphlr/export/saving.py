@@ -101,18 +101,18 @@ def _traced(
     platforms: Sequence[str],
 ) -> _Traced:
     plan, live, optimizers = owned
-    step = request.runner.step(request.definition, plan, given)
+    step = request.runner.step_for(request.definition, plan, given)
     state = live.state()
     inputs = Inputs(as_arrays(plan.extras), optimizers.numbers, cast(Batch, batch))
     impls = [_key_impl(array) for array in inputs.extras]
-    found: list[Found] = []
+    noted: list[Found] = []
 
     def flat(file: FileState, extras: Arrays, numbers: Arrays, batch: Arrays) -> Any:
         pairs = zip(extras, impls, strict=True)
         wrap = jax.random.wrap_key_data
         extras = [wrap(x, impl=impl) if impl else x for x, impl in pairs]
         results = step(from_file(file), Inputs(extras, numbers, batch))
-        found.append(results.found)  # while it is traced
+        noted.append(results.found)  # while it is traced
         changed = [key_data(array) for array in results.extras]
         return results.outputs, changed, to_file(results.state)
 
@@ -122,7 +122,7 @@ def _traced(
     limits = trace_step(lambda: jitted.trace(*specs, batch), plan, state, inputs).limits
     limits = {i: size for i, size in limits.items() if isinstance(size, int)}
     exported = jax.export.export(jitted, platforms=platforms)(*specs, batch)
-    return _Traced(exported, batch, found[-1], limits)
+    return _Traced(exported, batch, noted[-1], limits)
 
 
 def _key_impl(array: jax.Array) -> Any:

@@ -145,10 +145,10 @@ def take(node: Node, value: Any, where: str) -> dict[int, Any]:
                     f"made for {_constant(node, None)}: export it again with that"
                 )
             places = []
-    found: dict[int, Any] = {}
+    taken: dict[int, Any] = {}
     for place, entry, inside in places:
-        found |= take(entry, inside, place)
-    return found
+        taken |= take(entry, inside, place)
+    return taken
 
 
 def _fields(kind: type) -> list[str] | None:

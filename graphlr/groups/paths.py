@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-PathParts = tuple[str | int, ...]
-Place = tuple[Any, ...]  # where a module is, as nnx.iter_graph says it
+PathParts = tuple[Any, ...]  # of a module or Variable, from nnx.iter_graph
 
 
 @dataclasses.dataclass(frozen=True)

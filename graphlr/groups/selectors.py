@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from graphlr.groups.paths import Param, Place, dotted
+from graphlr.groups.paths import Param, PathParts, dotted
 from graphlr.messages import listing
 
 Matcher = Callable[[Param], bool]
@@ -108,13 +108,13 @@ class Selector:
     def _add_module(self, module: nnx.Module | nnx.State, prefix: str) -> None:
         self.modules[id(module)] = module
         state = module if isinstance(module, nnx.State) else nnx.state(module)
-        found = [
+        params = [
             (path, variable)
             for path, variable in nnx.to_flat_state(state)
             if isinstance(variable, nnx.Param)
         ]
-        self.may_be_empty |= not found
-        for path, variable in found:
+        self.may_be_empty |= not params
+        for path, variable in params:
             self._hold(variable, dotted((*filter(None, [prefix]), *path)))
 
     def _hold(self, variable: nnx.Variable, path: str) -> None:
@@ -163,8 +163,8 @@ def _is_named(item: Any) -> bool:
 
 
 def select_modules(
-    nodes: Mapping[Place, Param], modules: object, what: str
-) -> list[Place]:
+    nodes: Mapping[PathParts, Param], modules: object, what: str
+) -> list[PathParts]:
     """The places of the modules that a selector selects, themselves and not inside.
 
     Args:
@@ -184,19 +184,19 @@ def select_modules(
     if modules is None:
         return []
     selector = Selector(modules)
-    found = [
-        place
-        for place, node in nodes.items()
+    selected = [
+        path
+        for path, node in nodes.items()
         if id(node.value) in selector.modules or selector(node)
     ]
-    if not found:
+    if not selected:
         paths = [node.path for node in nodes.values()]
         near = difflib.get_close_matches(str(modules), paths, n=3, cutoff=0.0)
         raise ValueError(
             f"{what}: {selector} selects no module. The paths nearest to it are "
             f"{listing(near)} (`*` stays within a name, `**` crosses dots)."
         )
-    return found
+    return selected
 
 
 def _glob(pattern: str) -> Matcher:

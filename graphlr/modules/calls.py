@@ -13,8 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from flax.nnx.tracers import TraceState
 
 Call = Callable[..., Any]
+
+
+def current_trace() -> object:
+    """What JAX is tracing; inside `jax.checkpoint` or a loop not equal to outside."""
+    return TraceState()
 
 
 def wrap(node: object, around: Callable[[Call], Call]) -> None:
@@ -29,7 +35,7 @@ def wrap(node: object, around: Callable[[Call], Call]) -> None:
         node.__class__ = _subclass(type(node), around)
 
 
-@functools.cache
+@functools.cache  # flax keeps every class of modules that there ever was
 def _subclass(kind: type, around: Callable[[Call], Call]) -> type:
     named = {k: getattr(kind, k) for k in ("__module__", "__qualname__", "__doc__")}
     call = around(kind.__call__)

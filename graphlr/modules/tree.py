@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from graphlr.groups.paths import Param, Place, dotted
+from graphlr.groups.paths import Param, PathParts, dotted
 from graphlr.modules.variables import as_arrays, read, write
 
-Edit = tuple[Place, Callable[[Any], None]]  # what to do with the copy of a module
+Edit = tuple[PathParts, Callable[[Any], None]]  # what to do with the copy of a module
 
 
 def is_module(value: object) -> bool:
@@ -49,13 +49,13 @@ class Modules:
         self._attributes = {
             name: value for name, value in attributes.items() if _modules(value)
         }
-        found = [
+        held = [
             (dotted((name, *keys)), module)
             for name, value in self._attributes.items()
             for keys, module in _modules(value)
         ]
-        self._names = [name for name, _ in found]
-        self._roots = [module for _, module in found]
+        self._names = [name for name, _ in held]
+        self._roots = [module for _, module in held]
         self._graphdef, state = nnx.split(self._roots)
         self._flat: list[tuple[Any, Any]] = list(nnx.to_flat_state(state))
         tracked = [(path, leaf) for path, leaf in self._flat if _is_tracked(leaf)]
@@ -79,12 +79,12 @@ class Modules:
         """Put arrays in the place of Python numbers: `nnx.Param(1.0)` trains too."""
         write(self.variables, as_arrays(self.variables))
 
-    def nodes(self) -> dict[Place, Param]:
-        """Every module by its place, as selectors see it."""
-        found: Any = nnx.iter_graph(self._roots)
+    def nodes(self) -> dict[PathParts, Param]:
+        """Every module by its path, as selectors see it."""
+        nodes: Any = nnx.iter_graph(self._roots)
         return {
-            place: Param(self._name(place), place[1:], node)
-            for place, node in found
+            parts: Param(self._name(parts), parts[1:], node)
+            for parts, node in nodes
             if isinstance(node, nnx.Module)
         }
 
@@ -104,14 +104,17 @@ class Modules:
                 for path, leaf in self._flat
             ]
         )
+        # Copies: what `build` assigns to, or sows, never reaches the user's own modules
+        # while it is traced. An array comes back as a result of the step or not at all.
         roots = nnx.merge(self._graphdef, state)
         for root in roots:
             if isinstance(root, nnx.Module):
                 root.train() if training else root.eval()
+        # After train() and eval(), which would set `use_running_average` once more.
         edits = list(edits)
-        places = dict(nnx.iter_graph(roots)) if edits else {}
-        for place, edit in edits:
-            edit(places[place])
+        modules = dict(nnx.iter_graph(roots)) if edits else {}
+        for path, edit in edits:
+            edit(modules[path])
         fresh = iter(roots)
         return {
             name: _replace(value, fresh) for name, value in self._attributes.items()
@@ -130,18 +133,19 @@ class Modules:
         arrays = read([theirs for theirs, _ in pairs])
         return {id(ours): x for (_, ours), x in zip(pairs, arrays, strict=True)}
 
-    def frozen_norms(self, frozen: set[int]) -> list[Edit]:
-        """Edits that make normalisations keep their statistics: those all frozen.
+    def edits_of_frozen_norms(self, frozen: set[int]) -> list[Edit]:
+        """Edits that keep the statistics of norms whose parameters are all frozen.
 
         One without parameters goes with the module around it.
 
         Args:
             frozen: Ids of the frozen Variables.
         """
-        places, around = list[Edit](), dict(nnx.iter_graph(self._roots))
+        edits, around = list[Edit](), dict(nnx.iter_graph(self._roots))
         for path, node in around.items():
             if not hasattr(node, "use_running_average"):
                 continue
+            # Outwards from the norm itself, until there is a module with parameters.
             inside: set[int] = set()
             for length in range(len(path), 0, -1):
                 state = nnx.state(around[path[:length]], nnx.Param)
@@ -149,11 +153,14 @@ class Modules:
                 if inside:
                     break
             if inside and inside <= frozen:
-                places.append((path, _use_running_average))
-        return places
+                edits.append((path, _use_running_average))
+        return edits
 
-    def replaced(self) -> str | None:
-        """Path of a module or Variable that is no longer the one first seen, if any."""
+    def first_change(self) -> str | None:
+        """Path of a module or Variable that was replaced, added or removed, if any."""
+        # Before every call, so without a loop in Python: is every attribute that held a
+        # module or an array the same object still, has no holder more or fewer, and
+        # do lists and dicts hold the same modules? Only then is it looked at closely.
         holders, keys, held = self._edges
         if (
             all(map(operator.is_, map(dict.get, holders, keys), held))
@@ -164,7 +171,7 @@ class Modules:
             )
         ):
             return None
-        return self._find_replaced()
+        return self._find_change()
 
     def _name(self, path: Any) -> str:
         return dotted((self._names[path[0]], *path[1:]))
@@ -187,7 +194,7 @@ class Modules:
             if not is_module(value)
         ]
 
-    def _find_replaced(self) -> str | None:
+    def _find_change(self) -> str | None:
         now = Modules(self._attributes)
         old, new = (
             {m._name(path): leaf for path, leaf in m._flat} for m in (self, now)

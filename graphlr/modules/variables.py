@@ -75,7 +75,7 @@ def as_arrays(variables: Variables) -> list[jax.Array]:
         >>> as_arrays([nnx.Param(1.0)])
         [Array(1., dtype=float32)]
     """
-    return [  # with a dtype, or it were weakly typed, and compiled for a second time
+    return [  # with a dtype: otherwise it would be weakly typed and compile once more
         jnp.asarray(x, type(x)) if isinstance(x, int | float) else x
         for x in read(variables)
     ]

@@ -63,7 +63,7 @@ def plan_slots(
     """
 
     def init(numbers: jax.Array, params: optax.Params) -> optax.OptState:
-        step = jnp.zeros((), jnp.int32)
+        step = jnp.zeros((), jnp.int32)  # of the schedules; slots don't depend on it
         return transform(specs, unpack(specs, numbers), labels, step).init(params)
 
     traced = jax.jit(init).trace(numbers, _params(variables))
@@ -73,7 +73,7 @@ def plan_slots(
 def moved_slots(
     held: Sequence[jax.Array], old: SlotPlan | None, plan: SlotPlan, numbers: jax.Array
 ) -> list[jax.Array]:
-    """The slots for `plan`: of `held` what belongs to a Variable in both, else new.
+    """The slots for `plan`: those in `held` of Variables in both, new ones elsewhere.
 
     Args:
         held: The leaves that the optimizer has.
@@ -85,6 +85,8 @@ def moved_slots(
         ValueError: Parameters that are to share a slot bring different values of it.
     """
     fresh = _first_slots(plan.init, numbers, _params(plan.variables))
+    # Matched by Variable: a parameter keeps its slots when its group, its place in the
+    # list or its path changes, and one of another model at the same path gets new ones.
     paths = {id(variable): path for path, variable in plan.variables.items()}
     named: Mapping[str, jax.Array] = {}
     if old is not None:
@@ -130,6 +132,6 @@ def _filled(
         return None
     (device,) = devices
     return [
-        jax.device_put(np.full(kind.shape, fill, kind.dtype), device, may_alias=False)
-        for kind, fill in zip(jax.tree.leaves(init.out_info), fills, strict=True)
+        jax.device_put(np.full(leaf.shape, fill, leaf.dtype), device, may_alias=False)
+        for leaf, fill in zip(jax.tree.leaves(init.out_info), fills, strict=True)
     ]

@@ -71,23 +71,23 @@ def signature_of(rule: Rule, lr: float) -> inspect.Signature:
     Raises:
         TypeError: The rule has a parameter whose name means something else in a group.
     """
-    kind = inspect.Parameter
+    param = inspect.Parameter
     taken = {"params", "name", "optimizer", keys.MEMBERS, *COMMON}
     clash = taken & set(rule.defaults)
     if clash:
         raise TypeError(f"a rule can't have a parameter {clash.pop()!r}: groups do")
     own = [
-        parameter.replace(default=rule.defaults[name])
-        for name, parameter in inspect.signature(rule.make).parameters.items()
+        given.replace(default=rule.defaults[name])
+        for name, given in inspect.signature(rule.make).parameters.items()
         if name != "lr"
     ]
     return inspect.Signature(
         [
-            kind("params", kind.POSITIONAL_OR_KEYWORD),
-            kind("lr", kind.POSITIONAL_OR_KEYWORD, default=lr),
-            *(p for p in own if p.kind is kind.POSITIONAL_OR_KEYWORD),
-            *(p for p in own if p.kind is kind.KEYWORD_ONLY),
-            *(kind(k, kind.KEYWORD_ONLY, default=v) for k, v in COMMON.items()),
+            param("params", param.POSITIONAL_OR_KEYWORD),
+            param("lr", param.POSITIONAL_OR_KEYWORD, default=lr),
+            *(p for p in own if p.kind is param.POSITIONAL_OR_KEYWORD),
+            *(p for p in own if p.kind is param.KEYWORD_ONLY),
+            *(param(k, param.KEYWORD_ONLY, default=v) for k, v in COMMON.items()),
         ]
     )
 

@@ -57,15 +57,15 @@ def as_optax(
 group, {'params': 'b'}, or freeze them, {'params': 'b', 'frozen': True}, or take \
 everything not named elsewhere, {'params': ...}.
     """
-    found = _params_of(params)
-    count = Counter(param.path for param in found)
-    if len(count) < len(found):
+    leaves = _params_of(params)
+    count = Counter(param.path for param in leaves)
+    if len(count) < len(leaves):
         twice = listing(path for path, times in count.items() if times > 1)
         raise ValueError(
             f"two parameters have the path {twice}: rename one, so that groups can "
             "tell them apart"
         )
-    indices = label_params(found, groups)
+    indices = label_params(leaves, groups)
     labels = {path: specs[i].name for path, i in indices.items()}
     planned = _Groups(specs, values, labels, step)
     return optax.GradientTransformation(planned.init, planned.update)
@@ -96,8 +96,8 @@ def lr_of(
         >>> lr_of(state), lr_of(state, tx)
         ({'group0': 0.5}, {'group0': 0.25})
     """
-    found = nnx.as_pure(_groups_state(state))
-    rates = found.lr if tx is None else _groups_of(tx).rates(found)
+    groups = nnx.as_pure(_groups_state(state))
+    rates = groups.lr if tx is None else _groups_of(tx).rates(groups)
     return {name: float(lr) for name, lr in rates.items()}
 
 
@@ -106,19 +106,19 @@ def _groups_state(state: optax.OptState) -> GroupsState:
     nodes = jax.tree_util.tree_leaves_with_path(
         state, is_leaf=lambda node: isinstance(node, GroupsState)
     )
-    found = {
+    states = {
         jax.tree_util.keystr(path): node
         for path, node in nodes
         if isinstance(node, GroupsState)
     }
-    if not found:
+    if not states:
         raise TypeError(no_state("lr_of", state))
-    if len(found) > 1:
+    if len(states) > 1:
         raise TypeError(
-            f"lr_of found {len(found)} states of as_optax, at {listing(found)}: give "
-            f"one of them, lr_of(state{next(iter(found))})"
+            f"lr_of found {len(states)} states of as_optax, at {listing(states)}: give "
+            f"one of them, lr_of(state{next(iter(states))})"
         )
-    return next(iter(found.values()))
+    return next(iter(states.values()))
 
 
 def _groups_of(tx: object) -> _Groups:

@@ -155,14 +155,14 @@ _PAIRS = {"etas": _etas, "step_sizes": _step_sizes}
 
 
 def _norm_type(value: Any) -> float:
-    kind = float(value)  # also "inf" and "-inf"
-    if math.isnan(kind) or kind == 0:
+    p = float(value)  # also "inf" and "-inf"
+    if math.isnan(p) or p == 0:
         raise ValueError(f"clip_grad_norm_type is {value!r}: give 2.0, 1.0 or 'inf'")
-    return kind
+    return p
 
 
 def check_value(key: str, value: Any, default: Any) -> Any:
-    """`value` normalised, its kind told by its key or by the default's type."""
+    """`value` normalised, its p told by its key or by the default's type."""
     if (
         key == "lr"
         and isinstance(value, list | tuple)

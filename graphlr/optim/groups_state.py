@@ -55,7 +55,7 @@ class GroupsState(NamedTuple):
 
 
 def no_state(what: str, given: object) -> str:
-    """Message of `what`, which was given something else than a state."""
+    """Message of `what`, which was given no state of groups."""
     return (
         f"{what} found no state of optimizer.as_optax(params) in a "
         f"{type(given).__name__}: give what tx.init(params) or tx.update returned. A "

@@ -131,7 +131,7 @@ class Optimizer:
             self.add_param_group(group)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add a group, at any time; the next step trains it from step 1 of its own.
+        """Add a group, at any time; the next step trains it, with slots of its own.
 
         Args:
             group: `{"params": selector, key: value, ...}`.

@@ -127,15 +127,15 @@ class Layout(NamedTuple):
     def keys(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Every key of the named state, with its shape and dtype."""
         return {
-            key: jax.ShapeDtypeStruct((), kind.dtype) if slot.kind == "each" else kind
-            for slot, kind in zip(self.slots, self.types, strict=True)
+            key: jax.ShapeDtypeStruct((), like.dtype) if slot.kind == "each" else like
+            for slot, like in zip(self.slots, self.types, strict=True)
             for key in slot.keys
         }
 
     def flat(
         self, named: Mapping[str, Any], fresh: Sequence[jax.Array] | None
     ) -> list[jax.Array]:
-        """The list of leaves, from `named` where it has them and else from `fresh`.
+        """The list of leaves: of `named` what it has, of `fresh` the others.
 
         Args:
             named: By parameter, as `named` gives it.
@@ -146,17 +146,17 @@ class Layout(NamedTuple):
         """
         named = {**(self.named(fresh) if fresh else {}), **named}
         leaves = []
-        for slot, kind in zip(self.slots, self.types, strict=True):
+        for slot, like in zip(self.slots, self.types, strict=True):
             values = [named[key] for key in slot.keys]
             if slot.kind == "shared":
                 _check_equal(slot, values)
             array = jnp.stack(values) if slot.kind == "each" else values[0]
-            if np.shape(array) != kind.shape:
+            if np.shape(array) != like.shape:
                 raise ValueError(
                     f"{slot.keys[0]} has shape {np.shape(array)}, and the parameter "
-                    f"now needs {kind.shape}: make a new optimizer for it"
+                    f"now needs {like.shape}: make a new optimizer for it"
                 )
-            leaves.append(jnp.asarray(array, kind.dtype))
+            leaves.append(jnp.asarray(array, like.dtype))
         return leaves
 
 
@@ -175,27 +175,39 @@ def layout_of(state: optax.OptState, labels: Mapping[str, str]) -> Layout:
         ['slots.m.w.count', 'slots.m.w.mu', 'slots.m.w.nu']
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[str] = Counter()
     slots, types = [], []
     for path, leaf in leaves:
-        slot = _slot(path, labels)
-        times = max(seen[key, ""] for key in slot.keys) if slot.keys else 0
-        seen.update((key, "") for key in slot.keys)
+        slot = _slot(path, leaf.shape, labels)
+        # Two transformations of one chain may call a field alike (`count`): the second
+        # is `count_1`, in the order of the chain, which doesn't change.
+        times = max((seen[key] for key in slot.keys), default=0)
+        seen.update(slot.keys)
         slots.append(slot._replace(name=f"{slot.name}_{times}") if times else slot)
         types.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     return Layout(tree, tuple(slots), tuple(types))
 
 
-def _slot(keys: Sequence[Any], labels: Mapping[str, str]) -> Slot:
-    fields = [key.name for key in keys if hasattr(key, "name")]
+def _slot(
+    parts: Sequence[Any], shape: tuple[int, ...], labels: Mapping[str, str]
+) -> Slot:
+    # The way to a leaf is, for a state of `optax.multi_transform`,
+    #   .inner_states ['group'] .inner_state [0] .mu ['model.head.kernel']
+    # with the names of fields, the positions in the chain, and as keys of dicts first
+    # the group and then, if the leaf is one parameter's own, its path.
+    fields = [part.name for part in parts if hasattr(part, "name")]
     name = ".".join(f for f in fields if f not in ("inner_states", "inner_state"))
-    entries = [key.key for key in keys if hasattr(key, "key")]
+    entries = [part.key for part in parts if hasattr(part, "key")]
     group, *inside = entries
     path = next((entry for entry in inside if entry in labels), None)
     if path is not None:
         return Slot(name, (path,), "one")
+    # JAX sorts the keys of a dict, so this is the order in which the transformations of
+    # this package see the parameters of a group, and put their counts into a vector.
     paths = tuple(sorted(path for path, label in labels.items() if label == group))
-    return Slot(name, paths, "each" if fields[-1] == "steps" else "shared")
+    # Not by name alone: somebody else's state may have one number called so.
+    each = fields[-1] == "steps" and shape == (len(paths),)
+    return Slot(name, paths, "each" if each else "shared")
 
 
 def _check_equal(slot: Slot, values: Sequence[Any]) -> None:

@@ -38,12 +38,12 @@ class GroupSpec(NamedTuple):
         name: The group's name.
         selector: Which parameters; compared by identity.
         rule: Hyperparameters to direction.
-        flags: `(key, value)` of hyperparameters that are no live numbers.
+        constants: `(key, value)` of hyperparameters that are no live numbers.
         live: `(key, length)` of live numbers in the order of the vector; length 0 is a
             scalar.
         lr: A schedule in place of the base rate, or None.
         schedule: Applied to the base rate, or None.
-        clip: Norm type of the group's clip, or None.
+        clip_norm_type: Of the group's clip, or None without one.
         centralized: Whether gradients are centralised.
         frozen: Whether the group is left alone.
     """
@@ -51,11 +51,11 @@ class GroupSpec(NamedTuple):
     name: str
     selector: Selector
     rule: Rule
-    flags: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[str, Any], ...]
     live: tuple[tuple[str, int], ...]
     lr: Schedule | None
     schedule: Schedule | None
-    clip: float | None
+    clip_norm_type: float | None
     centralized: bool
     frozen: bool
 
@@ -68,7 +68,9 @@ def is_live(value: object) -> bool:
 
 
 def only_numbers_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two versions of a group have the same `group_spec`.
+    """Whether two versions of a group surely have the same `group_spec`.
+
+    False costs no more than a comparison of the two.
 
     Example:
         >>> only_numbers_differ({"lr": 0.1}, {"lr": 0.2})
@@ -90,12 +92,12 @@ def group_spec(group: ParamGroup, rule: Rule, schedule: Schedule | None) -> Grou
     """The constants of `group`; `schedule` is for a group without one of its own."""
     schedule = group["lr_sch"] or schedule
     hyper = {key: group[key] for key in rule.defaults}
-    flags = {
+    constants = {
         key: value
         for key, value in hyper.items()
         if not is_live(value) or (key in _STRUCTURAL and value == 0.0)
     }
-    numbers = {key: value for key, value in hyper.items() if key not in flags}
+    numbers = {key: value for key, value in hyper.items() if key not in constants}
     for key in ("lr", "lr_scale", "clip_grad_max_norm"):
         if isinstance(group[key], float):
             numbers[key] = group[key]
@@ -103,14 +105,16 @@ def group_spec(group: ParamGroup, rule: Rule, schedule: Schedule | None) -> Grou
         name=group.name,
         selector=group.selector,
         rule=rule,
-        flags=tuple(flags.items()),
+        constants=tuple(constants.items()),
         live=tuple(
             (key, len(value) if isinstance(value, tuple) else 0)
             for key, value in numbers.items()
         ),
         lr=group["lr"] if isinstance(group["lr"], Schedule) else None,
         schedule=schedule,
-        clip=group["clip_grad_norm_type"] if "clip_grad_max_norm" in numbers else None,
+        clip_norm_type=group["clip_grad_norm_type"]
+        if "clip_grad_max_norm" in numbers
+        else None,
         centralized=group["grad_centralization"],
         frozen=group["frozen"],
     )
@@ -156,13 +160,13 @@ def group_lr(spec: GroupSpec, values: Values, step: ArrayLike) -> LearningRate:
 def _hyper_now(spec: GroupSpec, values: Values, step: ArrayLike) -> dict[str, Any]:
     """Hyperparameters of the rule at `step`, a scheduled momentum among them."""
     names = spec.rule.defaults
-    flags = {key: at_step(value, step) for key, value in spec.flags}
-    hyper = {**flags, **{k: v for k, v in values.items() if k in names}}
+    constants = {key: at_step(value, step) for key, value in spec.constants}
+    hyper = {**constants, **{k: v for k, v in values.items() if k in names}}
     momentum = spec.schedule.momentum(step) if spec.schedule else None
     if momentum is None:
         return hyper
     key = "momentum" if "momentum" in hyper else "betas"
-    given = dict(spec.flags).get(key)
+    given = dict(spec.constants).get(key)
     if isinstance(given[0] if isinstance(given, tuple) else given, Schedule):
         raise ValueError(
             f"group {spec.name!r}: both {key} and {spec.schedule} give the momentum: "
@@ -181,11 +185,13 @@ def _hyper_now(spec: GroupSpec, values: Values, step: ArrayLike) -> dict[str, An
 def _group_transform(
     spec: GroupSpec, values: Values, step: ArrayLike
 ) -> optax.GradientTransformation:
+    # Python that runs while the step is traced. Whatever `values` and `step` lead to
+    # is computed in the program: so a new number compiles nothing.
     lr = group_lr(spec, values, step)
     hyper = _hyper_now(spec, values, step)
     before = [centralize()] if spec.centralized else []
-    if spec.clip is not None:
-        before.append(clip_by_norm(values["clip_grad_max_norm"], spec.clip))
+    if spec.clip_norm_type is not None:
+        before.append(clip_by_norm(values["clip_grad_max_norm"], spec.clip_norm_type))
     # A rule that takes the learning rate gives the whole step, its sign included.
     after = [] if spec.rule.takes_lr else [optax.scale(-lr)]
     return optax.chain(*before, spec.rule(hyper, lr), *after)
@@ -205,6 +211,8 @@ def transform(
         labels: `{path: group name}`.
         step: Updates already applied, int32.
     """
+    # `multi_transform` keeps a state for every transformation that it is given, also
+    # for one without parameters.
     used = set(labels.values())
     chains: dict[Hashable, optax.GradientTransformation] = {
         spec.name: optax.set_to_zero()

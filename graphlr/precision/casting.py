@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from graphlr.groups.paths import Place
+from graphlr.groups.paths import PathParts
 from graphlr.modules.calls import Call, wrap
 from graphlr.modules.tree import Edit, is_module
 
@@ -72,28 +72,28 @@ def _casting(dtype: DTypeLike) -> Callable[[Call], Call]:
 
 
 def edits(
-    nodes: Mapping[Place, Any], amp: str | None, float32: Collection[Place]
+    nodes: Mapping[PathParts, Any], amp: str | None, float32: Collection[PathParts]
 ) -> list[Edit]:
     """What makes the copies of `nodes` compute in `amp`.
 
     Args:
-        nodes: Every module by its place.
+        nodes: Every module by its path.
         amp: "bfloat16", "float16" or None.
-        float32: Places of modules that compute in float32, with all inside them.
+        float32: Paths of modules that compute in float32, with all inside them.
     """
     if amp is None:
         return []
-    found: list[Edit] = []
+    made: list[Edit] = []
     islands = set(float32)
-    for place, node in nodes.items():
-        if any(place[:n] in islands for n in range(len(place))):
+    for path, node in nodes.items():
+        if any(path[:n] in islands for n in range(len(path))):
             continue
-        if place in islands or _is_own_norm(node):
-            islands.add(place)
-            found.append((place, functools.partial(wrap, around=_casting("float32"))))
+        if path in islands or _is_own_norm(node):
+            islands.add(path)
+            made.append((path, functools.partial(wrap, around=_casting("float32"))))
         else:
-            found.append((place, functools.partial(_lower, amp=amp)))
-    return found
+            made.append((path, functools.partial(_lower, amp=amp)))
+    return made
 
 
 def _is_own_norm(node: object) -> bool:

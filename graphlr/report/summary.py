@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as escaping
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,10 +161,14 @@ def _add_module(
         lines.append(f"{title} parameters: {', '.join(shapes)}")
         return
     lines.append(f"{title} parameters")
+    # By the next part of their paths, so that each child looks at its own alone.
+    parts: defaultdict[str, list[Param]] = defaultdict(list)
+    for param in params:
+        parts[_first(param.path[len(path) + 1 :])].append(param)
     inside = [
         (key, child, below)
         for key, child in _children(value)
-        if (below := _inside(params, f"{path}.{key}"))
+        if (below := _inside(parts[_first(str(key))], f"{path}.{key}"))
     ]
     deeper = any(not isinstance(child, nnx.Variable) for _, child, _ in inside)
     shown = inside[:_CHILDREN] if depth < _DEPTH and deeper else []
@@ -171,6 +176,10 @@ def _add_module(
         _add_module(lines, str(key), child, f"{path}.{key}", below)
     if shown and len(inside) > len(shown):
         lines.append(f"{indent}  ... and {len(inside) - len(shown)} more")
+
+
+def _first(path: str) -> str:
+    return path.partition(".")[0]
 
 
 def _children(value: object) -> list[tuple[Any, Any]]:
@@ -223,7 +232,7 @@ def _amount(number: float | None, unit: str) -> str:
 def text(runner: Runner, definition: Definition) -> str:
     """What `print(graph)` shows."""
     tables, faults = _tables(runner, definition)
-    title, tree = _title(runner, definition), modules_tree(definition.attributes)
+    title, tree = _title(runner, definition), modules_tree(definition.attributes())
     parts = [title, tree, *map(table, tables)]
     return "\n".join([*filter(None, parts), *faults, repr(runner.programs.compiles)])
 
@@ -231,7 +240,7 @@ def text(runner: Runner, definition: Definition) -> str:
 def html(runner: Runner, definition: Definition) -> str:
     """What a notebook shows."""
     tables, faults = _tables(runner, definition)
-    tree = escaping.escape(modules_tree(definition.attributes))
+    tree = escaping.escape(modules_tree(definition.attributes()))
     lines = [*faults, repr(runner.programs.compiles)]
     parts = [
         f"<b>{escaping.escape(_title(runner, definition))}</b>",
@@ -271,7 +280,7 @@ def _tables(runner: Runner, definition: Definition) -> tuple[list[Rows], list[st
     tables, faults = list[Rows](), list[str]()
     try:
         if runner.optimizers:
-            modules = Modules(definition.attributes)
+            modules = Modules(definition.attributes())
             tables.append(groups_rows(modules, runner.optimizers))
     except ValueError as error:
         faults.append(f"  {error}")

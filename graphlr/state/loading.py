@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from graphlr import keys
+from graphlr.engine.guards import hold_interrupts
 from graphlr.engine.live import Live
 from graphlr.engine.optimizers import Optimizers
 from graphlr.engine.runner import Runner
@@ -61,14 +62,15 @@ def load_state(
             f"load_state_dict takes what state_dict gave, not {state!r}: "
             "np.load('state.npz') for a file"
         )
+    # Groups first, because the plan is made for their flags. The plan is looked at
+    # without being adopted until every entry has been checked against it.
     with loading_groups(state, runner.optimizers):
-        plan, live = runner.peek(definition)
-        checked = check_state(
-            state, Owned(plan, live, runner.optimizers), strict=strict
-        )
-        if plan is not runner.plan:
-            runner.adopt(plan)
-        store_state(checked, plan, runner.live)
+        owned = Owned(*runner.peek(definition), runner.optimizers)
+        checked = check_state(state, owned, strict=strict)
+        with hold_interrupts():
+            if owned.plan is not runner.plan:
+                runner.adopt(owned.plan)
+            store_state(checked, owned.plan, runner.live)
     return checked.loaded
 
 
@@ -111,7 +113,7 @@ def check_state(state: Mapping[str, Any], graph: Owned, *, strict: bool) -> Chec
     )
     slots = [
         planned.layout.flat(state, None if strict else held.slots)
-        for planned, held in zip(plan.slots, live.held, strict=True)
+        for planned, held in zip(plan.slot_plans, live.held, strict=True)
     ]
     modules = plan.modules
     arrays = {
@@ -188,7 +190,7 @@ def _expected(graph: Owned) -> Entries:
     expected: Entries = {
         keys.variable(path): jax.eval_shape(key_data, array) for path, array in pairs
     }
-    for planned in graph.plan.slots:
+    for planned in graph.plan.slot_plans:
         expected |= planned.layout.keys()
     expected |= fields(graph.optimizers)
     expected |= members(graph)

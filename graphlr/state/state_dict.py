@@ -75,7 +75,7 @@ def ema_state(graph: Owned) -> Entries:
 
 
 def _slots(graph: Owned) -> Entries:
-    pairs = zip(graph.plan.slots, graph.live.held, strict=True)
+    pairs = zip(graph.plan.slot_plans, graph.live.held, strict=True)
     named = [slots.layout.named(held.slots) for slots, held in pairs]
     return {key: array for entries in named for key, array in entries.items()}
 

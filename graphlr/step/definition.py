@@ -15,13 +15,13 @@ class Definition(NamedTuple):
 
     Attributes:
         name: For messages.
-        attributes: Of the graph, modules among them.
+        attributes: Gives those of the graph, modules among them; most calls don't ask.
         build: The user's method, for its signature.
         bind: Makes `build` see other attributes, and collect its losses.
     """
 
     name: str
-    attributes: Mapping[str, Any]
+    attributes: Callable[[], Mapping[str, Any]]
     build: Build
     bind: Callable[[Mapping[str, Any], Losses], Build]
 

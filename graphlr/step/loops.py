@@ -117,6 +117,7 @@ def scanned(step: Step) -> Step:
             state, extras = carry
             batch = _with_numbers(arrays, inputs.batch)
             done = step(state, Inputs(extras, inputs.numbers, batch))
+            # A step gives only the extras that it changed; a loop carries all of them.
             extras = list(extras)
             for i, new in zip(done.found.changed, done.extras, strict=True):
                 extras[i] = new
@@ -125,7 +126,7 @@ def scanned(step: Step) -> Step:
         arrays = [jnp.asarray(x) for x in inputs.batch if np.ndim(x)]
         start = (state, list(inputs.extras))
         (state, extras), given = jax.lax.scan(one_step, start, arrays)
-        outputs, reports, found = given
+        outputs, reports, found = given  # `found` is static: it has no axis of steps
         last: Report = jax.tree.map(lambda x: x[-1], reports)
         report = last._replace(loss=reports.loss)
         changed = [extras[i] for i in found.changed]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax.nnx.tracers import TraceState
 from jax.typing import ArrayLike
+
+from graphlr.modules.calls import current_trace
 
 
 class Losses:
@@ -18,7 +19,7 @@ class Losses:
     def __init__(self, *, training: bool) -> None:
         self._training = training
         self._given: list[jax.Array] = []
-        self._trace = TraceState()
+        self._trace = current_trace()
 
     def add(self, loss: ArrayLike) -> None:
         """Note a scalar that is to be differentiated; see `Graph.backward`."""
@@ -35,7 +36,7 @@ class Losses:
             )
         if not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(f"self.backward(loss): loss is {loss.dtype}, not a float")
-        if not self._trace.is_valid():
+        if self._trace != current_trace():
             raise RuntimeError(
                 "self.backward(loss) inside a transformation such as jax.checkpoint or "
                 "jax.lax.scan can't see out of it: return the loss from there and call "

@@ -7,6 +7,7 @@ out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,17 +28,18 @@ class OptimizerPlan(NamedTuple):
     Attributes:
         specs: The constants of its groups.
         labels: `{path: group}` of what it trains.
-        slots: The slots that takes.
+        slot_plan: The slots that takes.
     """
 
     specs: tuple[GroupSpec, ...]
     labels: dict[str, str]
-    slots: SlotPlan
+    slot_plan: SlotPlan
 
     def asks_same_step(self, other: OptimizerPlan) -> bool:
         """Whether a program for `other` is right for this one too."""
-        mine, theirs = self.slots.layout, other.slots.layout
-        return self[:2] == other[:2] and mine == theirs
+        mine, theirs = self.slot_plan.layout, other.slot_plan.layout
+        same = self.specs == other.specs and self.labels == other.labels
+        return same and mine == theirs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,15 +62,15 @@ class Plan:
     optimizers: list[OptimizerPlan]
     norm_edits: list[Edit]
 
-    @property
+    @functools.cached_property
     def specs(self) -> list[tuple[GroupSpec, ...]]:
         """The constants of each optimizer's groups."""
         return [planned.specs for planned in self.optimizers]
 
-    @property
-    def slots(self) -> list[SlotPlan]:
+    @functools.cached_property
+    def slot_plans(self) -> list[SlotPlan]:
         """The slots that each optimizer needs."""
-        return [planned.slots for planned in self.optimizers]
+        return [planned.slot_plan for planned in self.optimizers]
 
     def asks_same_step(self, other: Plan) -> bool:
         """Whether programs compiled for `other` are right for this plan."""
@@ -125,7 +127,7 @@ def make_plan(attributes: Mapping[str, Any], optimizers: Sequence[Optimizer]) ->
             )
             for optimizer, label in zip(optimizers, labels, strict=True)
         ],
-        norm_edits=modules.frozen_norms(frozen) if optimizers else [],
+        norm_edits=modules.edits_of_frozen_norms(frozen) if optimizers else [],
     )
 
 
@@ -158,7 +160,7 @@ def check_unchanged(plan: Plan) -> None:
     Raises:
         ValueError: Names its path.
     """
-    changed = plan.modules.replaced()
+    changed = plan.modules.first_change()
     if changed:
         raise ValueError(
             f"{changed} was replaced, added or removed after the graph was "

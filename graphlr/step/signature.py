@@ -49,10 +49,13 @@ Kind = ShapedArray | Constant
 
 
 class Signature(NamedTuple):
-    """What a compiled step is made for; hashable.
+    """A tree's structure, types and constants; hashable.
+
+    Of a call's arguments, which say what a step is compiled for; and of what `build`
+    returned, so that it can be put together again from a list of arrays.
 
     Attributes:
-        tree: Tree structure of `(args, kwargs)`.
+        tree: Tree structure, of `(args, kwargs)` or of what `build` returned.
         kinds: For each leaf the type of the array (`float32[8,3]`) or a `Constant`.
         wide: Whether 64-bit types are enabled.
     """
@@ -62,7 +65,7 @@ class Signature(NamedTuple):
     wide: bool = False
 
     def fill(self, arrays: Sequence[Any]) -> Any:
-        """`(args, kwargs)` with `arrays` in the places of the traced leaves."""
+        """The tree, `(args, kwargs)` for one, with `arrays` as its traced leaves."""
         values = iter(arrays)
         leaves = [
             kind.value if isinstance(kind, Constant) else next(values)
@@ -144,7 +147,7 @@ class Signature(NamedTuple):
         }
 
     def difference(self, other: Signature, build: Build) -> str:
-        """What of `self` differs from `other`, `image float32[5,3], was ...[8,3]`."""
+        """What of `self` differs from `other`, `image float32[5,3] (was ...)`."""
         now, before = self.describe(build), other.describe(build)
         changed = [
             f"{name} {now.get(name, 'absent')} (was {before.get(name, 'absent')})"
@@ -194,7 +197,7 @@ def read_arguments(
                     "trace: give it __hash__, or hold it as an attribute of the graph"
                 )
             continue
-        if _register(leaf):
+        if _register(leaf):  # and so no leaf any more: begin again
             return read_arguments(build, args, kwargs)
         if not isinstance(leaf, _ARRAYS) and hasattr(leaf, "__array__"):
             leaf = leaves[i] = np.asarray(leaf)

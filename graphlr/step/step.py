@@ -3,8 +3,10 @@
 This is what gets compiled. It knows nothing of time, disk, screens or signals, and
 changes nothing that it is given. In this order:
 
-    make_step   what is constant in the step of one signature
+    Task        what is constant in the step of one signature
+    make_step   that step
     _train      gradients of the batch, or of all its parts; then the update
+    _evaluate   in place of it, without optimizer
     _forward    one run of `build`, on copies of the modules
     _split      what `build` returned: arrays, and how to put them back
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +54,7 @@ _CONSTANTS = (str, bytes, bool, int, float, complex, enum.Enum)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Task:
+class Task:
     """Everything that a step is made from and that is constant in it.
 
     Attributes:
@@ -61,7 +64,6 @@ class _Task:
         training: Mode of the modules.
         config: Options.
         scaler: Scales the loss, or None.
-        edits: What is changed in the copies of the modules before `build` sees them.
     """
 
     plan: Plan
@@ -70,34 +72,28 @@ class _Task:
     training: bool
     config: Config
     scaler: Scaler | None
-    edits: list[Edit]
+
+    @functools.cached_property
+    def edits(self) -> list[Edit]:
+        """What is changed in the copies of the modules before `build` sees them.
+
+        Raises:
+            ValueError: A selector of `config` selects no module.
+        """
+        nodes, config = self.plan.modules.nodes(), self.config
+        float32 = select_modules(nodes, config.amp_float32, "config.amp_float32")
+        again = select_modules(nodes, config.remat, "config.remat")
+        modules = {path: node.value for path, node in nodes.items()}
+        return [
+            *self.plan.norm_edits,
+            *casting.edits(modules, config.amp, float32),
+            *((path, calls.recompute) for path in again),
+        ]
 
 
-def make_step(
-    plan: Plan,
-    definition: Definition,
-    signature: Signature,
-    *,
-    training: bool,
-    config: Config,
-    scaler: Scaler | None = None,
-) -> Step:
-    """The step for one signature: `(state, inputs) -> results`.
-
-    Args:
-        plan: What the Variables are for.
-        definition: The graph as the user wrote it.
-        signature: Of the arguments.
-        training: Mode of the modules.
-        config: Options.
-        scaler: Scales the loss, or None.
-
-    Raises:
-        ValueError: A selector of `config` selects no module.
-    """
-    edits = _edits(plan, config)
-    task = _Task(plan, definition, signature, training, config, scaler, edits)
-    run = _train if plan.optimizers else _evaluate
+def make_step(task: Task) -> Step:
+    """The step for one signature: `(state, inputs) -> results`."""
+    run = _train if task.plan.optimizers else _evaluate
 
     def step(state: State, inputs: Inputs) -> Results:
         return run(task, state, inputs)
@@ -105,25 +101,13 @@ def make_step(
     return step
 
 
-def _edits(plan: Plan, config: Config) -> list[Edit]:
-    nodes = plan.modules.nodes()
-    float32 = select_modules(nodes, config.amp_float32, "config.amp_float32")
-    again = select_modules(nodes, config.remat, "config.remat")
-    modules = {place: node.value for place, node in nodes.items()}
-    return [
-        *plan.norm_edits,
-        *casting.edits(modules, config.amp, float32),
-        *((place, calls.recompute) for place in again),
-    ]
-
-
-def _evaluate(task: _Task, state: State, inputs: Inputs) -> Results:
+def _evaluate(task: Task, state: State, inputs: Inputs) -> Results:
     done = _forward(task, state.trained, inputs.extras, inputs.batch)
     changed = [done.extras[i] for i in done.found.changed]
     return Results(state, done.outputs, changed, Report(), done.found)
 
 
-def _train(task: _Task, state: State, inputs: Inputs) -> Results:
+def _train(task: Task, state: State, inputs: Inputs) -> Results:
     use, scale = Use(task.plan.names), state.carried.loss_scale
     parts = task.config.gradient_accumulation_steps
 
@@ -136,6 +120,8 @@ def _train(task: _Task, state: State, inputs: Inputs) -> Results:
 
         return jax.grad(loss, has_aux=True)(trained)
 
+    # The extras that `build` changes are results of the run that is differentiated, not
+    # side effects of it: `jax.grad` hands them on beside the gradients.
     if parts == 1:
         grads, done = gradients(state.trained, inputs.extras, inputs.batch)
     else:
@@ -152,7 +138,7 @@ def _train(task: _Task, state: State, inputs: Inputs) -> Results:
     return Results(new, done.outputs, extras, report, done.found)
 
 
-def _forward(task: _Task, trained: Arrays, extras: Arrays, batch: Batch) -> Forward:
+def _forward(task: Task, trained: Arrays, extras: Arrays, batch: Batch) -> Forward:
     """Run `build` on copies of the modules that hold these arrays."""
     plan, definition = task.plan, task.definition
     arrays = dict(zip(map(id, plan.trained), trained, strict=True))
@@ -180,7 +166,13 @@ def _forward(task: _Task, trained: Arrays, extras: Arrays, batch: Batch) -> Forw
 
 
 def _assigned(given: jax.Array, held: jax.Array, after: jax.Array) -> jax.Array:
-    """What a Variable that was `given` is now, where its copy `held` it in 16 bits."""
+    """What a Variable holds after `build`, in the dtype of what it was given.
+
+    Args:
+        given: What went into the step.
+        held: What its copy held when `build` began: the same, or that in 16 bits.
+        after: What its copy holds now; a change in 16 bits is added to `given`.
+    """
     if after is held:
         return given
     return after if held is given else given + (after - held).astype(given.dtype)

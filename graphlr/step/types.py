@@ -23,11 +23,11 @@ class OptimizerState(NamedTuple):
 
     Attributes:
         slots: The leaves of its state.
-        step: Updates already applied, int32[].
+        counter: Updates already applied, int32[].
     """
 
     slots: Arrays
-    step: jax.Array
+    counter: jax.Array
 
 
 class State(NamedTuple):
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
     Attributes:
         trained: The trained parameters.
-        optimizers: Of each optimizer.
+        optimizers: What it replaces of each optimizer.
         carried: Averages, loss scale, skipped batches.
     """
 
@@ -59,7 +59,7 @@ class Inputs(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What may be seen of a step; None of what wasn't asked for.
+    """What may be seen of a step; a field is None if it wasn't asked for.
 
     Attributes:
         loss: The sum of what `backward` was given, float[]; the mean over the parts of

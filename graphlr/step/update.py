@@ -63,9 +63,10 @@ def update(
 ) -> Updated:
     """One update of everything that is trained.
 
-    The order is part of what users may rely on: gradients are unscaled, then looked at
-    for NaN and infinity, then clipped all together, and only then does each group's own
-    chain (centring, clip, rule, rate) see them.
+    The order is part of what users may rely on: gradients are unscaled, then clipped
+    all together, and only then does each group's own chain (centring, clip, rule, rate)
+    see them. What is looked at for NaN and infinity is the unscaled gradient, before
+    any clip; what `config.group_stats` shows of it likewise.
 
     Args:
         plan: What the Variables are for.
@@ -83,7 +84,7 @@ def update(
         forward.trained, _clip(grads, config), forward.loss
     )
     before = state._replace(trained=trained)
-    new, stats = _updated(
+    new, stats = _run_optimizers(
         plan, config, before, inputs.numbers, clipped, backward.unused
     )
     report = Report(loss)
@@ -126,7 +127,7 @@ def _clip(grads: Arrays, config: Config) -> Arrays:
     return jax.tree.leaves(clip.update(grads, optax.EmptyState())[0])
 
 
-def _updated(
+def _run_optimizers(
     plan: Plan,
     config: Config,
     state: State,
@@ -142,9 +143,11 @@ def _updated(
         plan.optimizers, state.optimizers, numbers, strict=True
     ):
         values = unpack(planned.specs, vector)
-        tx = transform(planned.specs, values, planned.labels, old.step)
+        tx = transform(planned.specs, values, planned.labels, old.counter)
+        # Keyed by path, not in the shape of the model: so one `multi_transform` takes
+        # parameters of several modules, and `labels` is a plain dict.
         mine = {path: params[path] for path in planned.labels}
-        layout = planned.slots.layout
+        layout = planned.slot_plan.layout
         directions, slots = tx.update(
             {path: gradients[path] for path in planned.labels},
             jax.tree.unflatten(layout.tree, old.slots),
@@ -154,13 +157,13 @@ def _updated(
         changes = {path: updates[path] for path in planned.labels if path not in unused}
         new_params.update(_applied(params, changes))
         kept = _keep_unused(layout, old.slots, jax.tree.leaves(slots), unused)
-        optimizers.append(OptimizerState(kept, old.step + 1))
+        optimizers.append(OptimizerState(kept, old.counter + 1))
         for spec in planned.specs if config.group_stats else ():
-            rate = group_lr(spec, values[spec.name], old.step)
+            rate = group_lr(spec, values[spec.name], old.counter)
             stats.append((*_update_norms(spec, planned, mine, changes), rate))
     trained = [new_params[path] for path in plan.names]
-    averaged = carried.after_update(state.carried, new_params, config)
-    return State(trained, optimizers, averaged), stats
+    carried_on = carried.after_update(state.carried, new_params, config)
+    return State(trained, optimizers, carried_on), stats
 
 
 def _applied(params: Named, changes: Named) -> Named:
@@ -173,7 +176,11 @@ def _applied(params: Named, changes: Named) -> Named:
 def _keep_unused(
     layout: Layout, old: Arrays, new: Arrays, unused: Collection[str]
 ) -> Arrays:
-    """New slots in their old dtypes; those of unused parameters as they were."""
+    """New slots in their old dtypes; those of unused parameters as they were.
+
+    A rule that promotes 16 bits to 32 would give the next call other types than this
+    one, and a second compilation.
+    """
     kept = []
     for slot, before, after in zip(layout.slots, old, new, strict=True):
         idle = np.array([path in unused for path in slot.paths])

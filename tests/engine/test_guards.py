@@ -1,6 +1,8 @@
 """Ctrl-C waits for a step's results; what is lost or no input of a step is told."""
 
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -190,3 +192,16 @@ def test_where_a_model_started_may_be_captured():
     assert far[2] > far[1]
     np.testing.assert_array_equal(graph.at, start)
     assert graph.compiles.count == 1
+
+
+def test_a_handler_from_outside_python_stays(capfd):
+    """Python says None of the handler of a program that it is embedded in."""
+    code = """
+import signal, sys, types
+sys.modules["_signal"] = types.SimpleNamespace(getsignal=lambda number: None)
+from graphlr.engine.guards import hold_interrupts
+with hold_interrupts():
+    print("inside")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert capfd.readouterr().out == "inside\n"

@@ -1,6 +1,7 @@
 """Ahead of time, programs shared and counted, what a step costs."""
 
 import logging
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from graphlr.optim import SGD
-from tests.models import Train, assert_close, linear, state_of
+from tests.models import Train, assert_close, assert_same, linear, state_of
 
 
 class Scaled(Train):
@@ -117,3 +118,34 @@ def test_an_error_in_build_shows_the_users_line():
     assert (
         "while tracing Wrong.build with x: float32[8,4]" in caught.value.__notes__[-1]
     )
+
+
+def test_an_eager_step_can_be_interrupted():
+    class Slow(Train):
+        def build(self, x):
+            loss = self.loss(x)
+            self.backward(loss)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the interrupt waits for the end of the step")
+
+    graph = made(Slow)
+    before = state_of(graph)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            graph.eager(batch(2))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert_same(before, state_of(graph))
+
+
+def test_statistics_are_of_the_groups_that_there_were():
+    optimizer = SGD([{"params": "kernel", "name": "kernel"}], lr=0.1)
+    graph = Train(linear(4, 3, use_bias=False), optimizer, group_stats=True)
+    with pytest.raises(RuntimeError, match="group_stats = True and a call"):
+        print(graph.group_stats)
+    graph(batch(2))
+    before = graph.group_stats
+    optimizer.add_param_group({"params": [], "name": "none yet"})
+    assert graph.group_stats == before
+    assert before.keys() == {"kernel"}

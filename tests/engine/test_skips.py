@@ -194,3 +194,18 @@ def test_the_first_gradient_that_is_not_finite_is_named():
         (True, False): "the gradient of m.kernel (group 'group1') isn't finite",
     }
     assert why_skipped(Report(), plan) == "the loss or a statistic isn't finite"
+
+
+def test_skips_are_told_again_after_an_older_state_was_loaded(caplog):
+    graph = made(skip_nonfinite=True)
+    start = state_of(graph)
+    for _ in range(2):
+        for _ in range(2):
+            graph(bad(), LABEL)
+            assert graph.skipped  # waits for it
+        graph(IMAGE, LABEL)
+        graph.load_state_dict(start)
+        graph(IMAGE, LABEL)
+    told = [record.message for record in caplog.records if "skipped" in record.message]
+    counts = [text.split(": ")[1].partition(" ")[0] for text in told]
+    assert counts == ["1", "2", "1", "2"]

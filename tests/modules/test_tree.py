@@ -116,7 +116,7 @@ def test_statistics_stay_where_every_parameter_is_frozen(frozen, still):
     found = Modules({"model": Norms()})
     arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
     ids = {id(p.value) for p in found.params if p.name in frozen}
-    merged = found.merge(arrays, training=True, edits=found.frozen_norms(ids))
+    merged = found.merge(arrays, training=True, edits=found.edits_of_frozen_norms(ids))
     norms = {
         "body.1": merged["model"].body[1],
         "head.norm": merged["model"].head["norm"],
@@ -131,7 +131,9 @@ def test_statistics_of_a_module_under_two_names_follow_its_own_parameters():
     found = Modules({"body": model.body, "model": model})
     arrays = dict(zip(map(id, found.variables), read(found.variables), strict=True))
     frozen = {id(p.value) for p in found.params if p.path.startswith("model.")}
-    merged = found.merge(arrays, training=True, edits=found.frozen_norms(frozen))
+    merged = found.merge(
+        arrays, training=True, edits=found.edits_of_frozen_norms(frozen)
+    )
     assert not merged["body"][1].use_running_average
     assert merged["model"].head["norm"].use_running_average
 
@@ -174,9 +176,9 @@ def add(model):
 def test_replaced_names_what_changed(change, path):
     model = Norms()
     found = Modules({"model": model})
-    assert found.replaced() is None
+    assert found.first_change() is None
     change(model)
-    assert found.replaced().startswith(path)
+    assert found.first_change().startswith(path)
 
 
 @pytest.mark.parametrize("key", ["layers", "heads"])
@@ -184,7 +186,7 @@ def test_replaced_sees_into_plain_containers(key):
     attributes = {"layers": [kernel(), kernel()], "heads": {"a": kernel()}}
     found = Modules(attributes)
     attributes[key][0 if key == "layers" else "a"] = kernel()
-    assert (found.replaced() or "nothing").startswith(key)
+    assert (found.first_change() or "nothing").startswith(key)
 
 
 def test_constants_and_values_may_change():
@@ -193,9 +195,9 @@ def test_constants_and_values_may_change():
     model.note, model.width = "text", 8
     kernel = model.body[0].kernel
     kernel.set_value(jnp.zeros((2, 2)))
-    assert found.replaced() is None
+    assert found.first_change() is None
     del model.note
-    assert found.replaced() is None
+    assert found.first_change() is None
 
 
 def test_an_attribute_of_other_keys_is_a_constant():

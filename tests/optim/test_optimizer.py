@@ -1,10 +1,14 @@
 """Groups of an optimizer and its numbers."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
-from graphlr.optim import SGD, Adam, AdamW
+from graphlr.optim import SGD, Adam, AdamW, Optimizer
 from tests.models import linear
 
 
@@ -89,3 +93,16 @@ def test_numbers_are_single_and_under_x64_double():
 def test_repr_shows_groups_and_rates():
     optimizer = SGD([{"params": "a.**", "name": "body", "lr_scale": 0.5}], lr=0.1)
     assert repr(optimizer) == "SGD(\n  body: 'a.**', lr 0.05\n)"
+
+
+def test_an_optimizer_that_is_gone_leaves_nothing_in_memory():
+    """A sweep makes thousands, each with a rule that closes over something large."""
+
+    def trial():
+        large = jnp.zeros(8)
+        Optimizer("**", rule=lambda b=0.9: (large, optax.scale_by_lion(b))[1], lr=1e-4)
+        return weakref.ref(large)
+
+    kept = [trial() for _ in range(3)]
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 3

@@ -1,13 +1,17 @@
 """Optimizer state between its flat list and its names."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from graphlr.optim import Optimizer
 from graphlr.optim.slots import layout_of
 from graphlr.optim.transforms.moments import scale_by_adam
+from tests.models import Train, X, linear
 
 PARAMS = {"m.a": jnp.ones(2), "m.b": jnp.ones(3), "m.c": jnp.ones(1)}
 
@@ -121,3 +125,24 @@ def test_a_slot_of_another_shape_is_refused():
 def test_equal_layouts_are_interchangeable():
     assert state_of(adam("g"), ONE)[1] == state_of(adam("g"), ONE)[1]
     assert state_of(adam("g"), ONE)[1] != state_of(adam("g"), {"m.a": "g"})[1]
+
+
+class Counting(NamedTuple):
+    """A state of somebody else's, with a name that this package uses too."""
+
+    steps: jax.Array
+
+
+def test_a_users_rule_may_call_one_number_steps():
+    tx = optax.GradientTransformation(
+        lambda params: Counting(jnp.zeros((), jnp.int32)),
+        lambda grads, state, params=None: (grads, Counting(state.steps + 1)),
+    )
+    graph = Train(linear(), Optimizer("**", rule=lambda: tx, lr=0.1))
+    graph(X), graph(X)
+    state = graph.state_dict()
+    assert {k: int(v) for k, v in state.items() if k.startswith("slots.")} == {
+        "slots.model.bias.steps": 2,
+        "slots.model.kernel.steps": 2,
+    }
+    graph.load_state_dict(state)

@@ -1,11 +1,15 @@
 """A state taken over: everything goes on as it would have, or nothing is changed."""
 
+import signal
+
 import jax
 import numpy as np
 import pytest
 
+from graphlr.modules.variables import write
 from graphlr.optim import SGD, Adam
 from graphlr.optim.lr_scheduler import CosineDecayLR
+from graphlr.state import loading
 from graphlr.state.loading import StateError, compare, copied
 from tests.models import (
     IMAGE,
@@ -264,3 +268,23 @@ def test_a_copy_shares_no_memory(value):
     assert copy.dtype == np.float32
     copy.delete()
     np.testing.assert_array_equal(value, [0.0, 1.0, 2.0])
+
+
+def test_an_interrupt_waits_until_everything_is_stored(monkeypatch):
+    graph = Train(linear(), Adam("**", lr=0.1))
+    graph(X)
+    state = graph.state_dict()
+    graph(X)
+
+    def interrupted(variables, arrays):
+        signal.raise_signal(signal.SIGINT)
+        write(variables, arrays)
+
+    monkeypatch.setattr(loading, "write", interrupted)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            graph.load_state_dict(state)
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert_same(state, graph.state_dict())

@@ -45,7 +45,7 @@ def test_each_optimizer_has_its_own(net):
     plan = make_plan({"m": net}, [SGD([NORM]), Adam([BODY])])
     assert [sorted(planned.labels) for planned in plan.optimizers] == [
         ["m.norm.bias", "m.norm.scale"], ["m.body.bias", "m.body.kernel"]]  # fmt: skip
-    assert [len(slots.layout.slots) for slots in plan.slots] == [0, 5]
+    assert [len(slots.layout.slots) for slots in plan.slot_plans] == [0, 5]
 
 
 def test_the_same_step_is_recognised(net):

@@ -125,8 +125,8 @@ def host_values(
         try:
             values[i] = float(value)
         except (TypeError, ValueError):
-            place, fix = f"{_name(fn)}({step})", "return float(...)"
-            raise fault(TypeError, place, value, "a number", fix) from None
+            setting, fix = f"{_name(fn)}({step})", "return float(...)"
+            raise fault(TypeError, setting, value, "a number", fix) from None
     return values.reshape(steps.shape).astype(dtype)
 
 
@@ -210,8 +210,8 @@ class Schedule(_Value):
     def __post_init__(self) -> None:
         for item in fields(self):
             for check in getattr(item.type, "__metadata__", ()):
-                place = f"{type(self).__name__}: {item.name}"
-                value = check(place, getattr(self, item.name))
+                setting = f"{type(self).__name__}: {item.name}"
+                value = check(setting, getattr(self, item.name))
                 object.__setattr__(self, item.name, value)
 
     def __call__(self, base_lr: ArrayLike, step: ArrayLike) -> LearningRate:
@@ -316,7 +316,7 @@ def as_schedule(value: object, *, every: int = 1) -> Schedule:
     return schedule if every == 1 else replace(schedule, every=schedule.every * every)
 
 
-def _inner(place: str, value: object) -> Schedule:
+def _inner(setting: str, value: object) -> Schedule:
     if isinstance(value, Schedule):
         return value
     if callable(value) and not isinstance(value, type):
@@ -326,8 +326,8 @@ def _inner(place: str, value: object) -> Schedule:
     need = "a schedule, a function of the step or a 1-D array of learning rates"
     if hasattr(value, "step"):
         fix = "plateau.step(metric) after each evaluation, beside a schedule"
-        raise fault(ValueError, place, value, need, fix)
-    raise fault(TypeError, place, value, need, "StepLR(step_size=30)")
+        raise fault(ValueError, setting, value, need, fix)
+    raise fault(TypeError, setting, value, need, "StepLR(step_size=30)")
 
 
 Inner = Annotated[Any, optional(_inner)]

@@ -84,22 +84,25 @@ class SequentialLR(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        place, steps = "SequentialLR: milestones", self.milestones
+        setting, steps = "SequentialLR: milestones", self.milestones
         if len(steps) != len(self.schedules) - 1:
             need = f"one fewer than the {len(self.schedules)} schedules"
-            raise fault(ValueError, place, steps, need, "SequentialLR([a, b], [100])")
+            raise fault(ValueError, setting, steps, need, "SequentialLR([a, b], [100])")
         if list(steps) != sorted(steps):
-            raise fault(ValueError, place, steps, "ascending", f"={sorted(steps)}")
+            raise fault(ValueError, setting, steps, "ascending", f"={sorted(steps)}")
         if not isinstance(self.interval_rescaling, bool):
-            place = "SequentialLR: interval_rescaling"
-            flags = each(flag)(place, self.interval_rescaling)
+            setting = "SequentialLR: interval_rescaling"
+            flags = each(flag)(setting, self.interval_rescaling)
             if len(flags) != len(steps):
-                raise fault(ValueError, place, flags, f"{len(steps)} bools", "=True")
+                raise fault(ValueError, setting, flags, f"{len(steps)} bools", "=True")
             object.__setattr__(self, "interval_rescaling", flags)
         if len({inner.momentum(0) is None for inner in self.schedules}) > 1:
-            place, need = "SequentialLR: schedules", "all with momentum or all without"
+            setting, need = (
+                "SequentialLR: schedules",
+                "all with momentum or all without",
+            )
             fix = "OneCycleLR(..., cycle_momentum=False)"
-            raise fault(ValueError, place, self.schedules, need, fix)
+            raise fault(ValueError, setting, self.schedules, need, fix)
 
     def _pick(self, at: At, evaluate: Callable[[Schedule, Floats], Any]) -> Any:
         """The value of the schedule in charge; the others see the end of their part."""
@@ -145,9 +148,9 @@ class ChainedScheduler(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if sum(inner.momentum(0) is not None for inner in self.schedules) > 1:
-            place, need = "ChainedScheduler: schedules", "at most one with momentum"
+            setting, need = "ChainedScheduler: schedules", "at most one with momentum"
             fix = "OneCycleLR(..., cycle_momentum=False)"
-            raise fault(ValueError, place, self.schedules, need, fix)
+            raise fault(ValueError, setting, self.schedules, need, fix)
 
     def _lr(self, base: Floats, at: At) -> Floats:
         unit, divisor = (

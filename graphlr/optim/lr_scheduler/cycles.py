@@ -104,8 +104,8 @@ class OneCycleLR(Schedule):
 
     def __post_init__(self) -> None:
         if isinstance(self.pct_start, int):  # 1 may mean 1 % or all of it
-            place, fix = "OneCycleLR: pct_start", f"={float(self.pct_start)}"
-            raise fault(ValueError, place, self.pct_start, "a float from 0 to 1", fix)
+            setting, fix = "OneCycleLR: pct_start", f"={float(self.pct_start)}"
+            raise fault(ValueError, setting, self.pct_start, "a float from 0 to 1", fix)
         super().__post_init__()
         if not self._length:
             need = "given, nor are both epochs and steps_per_epoch"
@@ -116,8 +116,8 @@ class OneCycleLR(Schedule):
         """As `Schedule.sample`; a step beyond `total_steps` is a ValueError."""
         listed = [*(steps if isinstance(steps, Iterable) else range(steps))]
         if (last := max(listed, default=0)) > self._length * self.every:
-            place, fix = "OneCycleLR: step", f"OneCycleLR(..., total_steps={last})"
-            raise fault(ValueError, place, last, f"<= {self._length}", fix)
+            setting, fix = "OneCycleLR: step", f"OneCycleLR(..., total_steps={last})"
+            raise fault(ValueError, setting, last, f"<= {self._length}", fix)
         return super().sample(base_lr, listed)
 
     @property

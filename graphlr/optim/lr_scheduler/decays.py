@@ -312,10 +312,10 @@ class WarmupCosineLR(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.total_iters <= self.warmup_iters:
-            place = "WarmupCosineLR: total_iters"
+            setting = "WarmupCosineLR: total_iters"
             need = f"more than warmup_iters={self.warmup_iters}"
             fix = f"={self.warmup_iters + self.total_iters}"
-            raise fault(ValueError, place, self.total_iters, need, fix)
+            raise fault(ValueError, setting, self.total_iters, need, fix)
 
     def _lr(self, base: Floats, at: At) -> Floats:
         n = self.warmup_iters

@@ -99,8 +99,11 @@ class ReduceLROnPlateau:
     ) -> None:
         given = locals()
         if not hasattr(optimizer, "scale_lr"):
-            place, fix = "ReduceLROnPlateau: optimizer", "glr.optim.SGD(model, lr=0.1)"
-            raise fault(TypeError, place, optimizer, "an optimizer", fix)
+            setting, fix = (
+                "ReduceLROnPlateau: optimizer",
+                "glr.optim.SGD(model, lr=0.1)",
+            )
+            raise fault(TypeError, setting, optimizer, "an optimizer", fix)
         self.optimizer = optimizer
         self._settings = {
             key: check(f"ReduceLROnPlateau: {key}", given[key])
@@ -168,16 +171,16 @@ class ReduceLROnPlateau:
         self.optimizer.scale_lr(factors)
         return bool(factors)
 
-    def _floors(self, kind: type[Exception] = ValueError) -> dict[str, float]:
+    def _floors(self, error: type[Exception] = ValueError) -> dict[str, float]:
         """The lowest rate of every group, by name."""
-        names, place = list(self.optimizer.lr()), "ReduceLROnPlateau: min_lr"
+        names, setting = list(self.optimizer.lr()), "ReduceLROnPlateau: min_lr"
         if not isinstance(self._min_lr, list | tuple):
-            floor: float = at_least_0(place, self._min_lr)
+            floor: float = at_least_0(setting, self._min_lr)
             return dict.fromkeys(names, floor)
-        floors = each(at_least_0)(place, self._min_lr)
+        floors = each(at_least_0)(setting, self._min_lr)
         if len(floors) != len(names):
             need = f"one number, or one for each of the {len(names)} groups {names}"
-            raise fault(kind, place, self._min_lr, need, "=0.0")
+            raise fault(error, setting, self._min_lr, need, "=0.0")
         return dict(zip(names, floors, strict=True))
 
     def __repr__(self) -> str:

@@ -12,27 +12,27 @@ _LARGEST = 10**9  # the sum of two settings still fits an int32 step
 
 
 def fault(
-    kind: type[Exception], place: str, value: object, need: str, fix: str = ""
+    error: type[Exception], setting: str, value: object, need: str, fix: str = ""
 ) -> Exception:
-    """An error: the place and its value, what it is not, what to type."""
-    name = place.rpartition(" ")[2]
+    """An error: the setting and its value, what it is not, what to type."""
+    name = setting.rpartition(" ")[2]
     remedy = name + fix if fix.startswith("=") else fix
-    return kind(f"{place} is {value!r}, not {need} → {remedy}")
+    return error(f"{setting} is {value!r}, not {need} → {remedy}")
 
 
-def _number(kind: Callable, need: str, allowed: Callable, fix: str) -> Check:
-    def check(place: str, value: object) -> Any:
+def _number(convert: Callable, need: str, allowed: Callable, fix: str) -> Check:
+    def check(setting: str, value: object) -> Any:
         if isinstance(value, list | tuple):
-            own = place.replace(": ", "(") + "=...)"
+            own = setting.replace(": ", "(") + "=...)"
             groups = f'{{"params": ..., "lr_sch": {own}}} per group'
-            raise fault(TypeError, place, value, "one number", groups)
+            raise fault(TypeError, setting, value, "one number", groups)
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise fault(TypeError, place, value, need, fix)
+            raise fault(TypeError, setting, value, need, fix)
         if not (math.isfinite(value) and allowed(value)):
-            raise fault(ValueError, place, value, need, fix)
-        if kind is int and not isinstance(value, Integral):
-            raise fault(ValueError, place, value, need, f"={math.trunc(value)}")
-        return kind(value)
+            raise fault(ValueError, setting, value, need, fix)
+        if convert is int and not isinstance(value, Integral):
+            raise fault(ValueError, setting, value, need, f"={math.trunc(value)}")
+        return convert(value)
 
     return check
 
@@ -45,53 +45,53 @@ def _whole(least: int) -> Check:
 def choice(*options: str) -> Check:
     """One of `options`."""
 
-    def check(place: str, value: object) -> object:
+    def check(setting: str, value: object) -> object:
         if value not in options:
             need = f"one of {options}"
-            raise fault(ValueError, place, value, need, f"={options[0]!r}")
+            raise fault(ValueError, setting, value, need, f"={options[0]!r}")
         return value
 
     return check
 
 
-def flag(place: str, value: object) -> bool:
+def flag(setting: str, value: object) -> bool:
     """A bool."""
     if not isinstance(value, bool | np.bool_):
-        raise fault(TypeError, place, value, "a bool", "=True")
+        raise fault(TypeError, setting, value, "a bool", "=True")
     return bool(value)
 
 
-def function(place: str, value: object) -> Callable[[Any], Any]:
+def function(setting: str, value: object) -> Callable[[Any], Any]:
     """A function of the step."""
     if not callable(value):
         need = 'a function of the step, one for a group: {"params": ..., "lr_sch": ...}'
-        raise fault(TypeError, place, value, need, "=lambda step: 0.9**step")
+        raise fault(TypeError, setting, value, need, "=lambda step: 0.9**step")
     return value
 
 
-def pair(place: str, value: object) -> tuple[int, float]:
+def pair(setting: str, value: object) -> tuple[int, float]:
     """A number of steps and a learning rate."""
     if not isinstance(value, Sequence) or len(value) != 2:
         need, fix = "a pair (steps, lr)", "PiecewiseLR([(1000, 0.1), (500, 0.01)])"
-        raise fault(TypeError, place, value, need, fix)
-    return _whole(1)(place, value[0]), at_least_0(place, value[1])
+        raise fault(TypeError, setting, value, need, fix)
+    return _whole(1)(setting, value[0]), at_least_0(setting, value[1])
 
 
 def optional(check: Check) -> Check:
     """None, or what `check` allows."""
-    return lambda place, value: None if value is None else check(place, value)
+    return lambda setting, value: None if value is None else check(setting, value)
 
 
 def each(check: Check, *, least: int = 0) -> Check:
     """A list of at least so many items that `check` allows, as a tuple."""
 
-    def check_all(place: str, values: object) -> tuple:
+    def check_all(setting: str, values: object) -> tuple:
         if isinstance(values, str) or not isinstance(values, Iterable):
-            raise fault(TypeError, place, values, "a list", f"=[{values!r}]")
+            raise fault(TypeError, setting, values, "a list", f"=[{values!r}]")
         items = tuple(values)
         if len(items) < least:
-            raise fault(ValueError, place, [], "a list with an item", "=[...]")
-        return tuple(check(f"{place}[{i}]", item) for i, item in enumerate(items))
+            raise fault(ValueError, setting, [], "a list with an item", "=[...]")
+        return tuple(check(f"{setting}[{i}]", item) for i, item in enumerate(items))
 
     return check_all
 
@@ -102,7 +102,7 @@ def starting(method: str) -> Check:
     fix = f'WarmupLR(warmup_factor=0.0, warmup_iters=5, warmup_method="{method}")'
     above_0 = _number(float, need, lambda x: x > 0, fix)
     to_1 = _number(float, need, lambda x: x <= 1, "=1.0")
-    return lambda place, value: to_1(place, above_0(place, value))
+    return lambda setting, value: to_1(setting, above_0(setting, value))
 
 
 at_least_0 = _number(float, "a finite number >= 0", lambda x: x >= 0, "=0.1")

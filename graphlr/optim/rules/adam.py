@@ -49,7 +49,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         do_bias_correction: bool = True,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Adam's direction of decayed gradients, or with the decay added to it."""
         return with_decay(
             scale_by_adam(
                 *betas, eps, amsgrad=amsgrad, bias_correction=do_bias_correction
@@ -85,7 +85,7 @@ class AdamW(Optimizer):
         maximize: bool = False,
         do_bias_correction: bool = True,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Adam's direction, with the decay added to it."""
         return Adam.rule(
             betas,
             eps,
@@ -156,5 +156,5 @@ class SparseAdam(Optimizer):
         eps: Number = 1e-8,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Adam's direction where a row has a gradient, zero elsewhere."""
         return optax.chain(ascend(maximize), scale_by_lazy_adam(*betas, eps))

@@ -84,7 +84,7 @@ class Adamax(Optimizer, lr=2e-3):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The corrected first moment over the largest recent gradient."""
         direction = scale_by_adamax(*betas, eps)
         return with_decay(direction, weight_decay, decoupled=False, maximize=maximize)
 
@@ -167,7 +167,7 @@ class NAdam(Optimizer, lr=2e-3):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The moment that the next step would have, over the root of the second."""
         return with_decay(
             scale_by_nadam(*betas, eps, momentum_decay),
             weight_decay,
@@ -276,7 +276,7 @@ class RAdam(Optimizer):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The corrected first moment, rectified once the second can be trusted."""
         return with_decay(
             scale_by_radam(*betas, eps),
             weight_decay,

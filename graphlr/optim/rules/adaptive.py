@@ -82,7 +82,7 @@ class Adagrad(Optimizer, lr=1e-2):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Decayed gradients over the root of the sum of their squares."""
         return optax.chain(
             ascend(maximize),
             optax.add_decayed_weights(weight_decay),
@@ -112,7 +112,7 @@ class Adadelta(Optimizer, lr=1.0):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Decayed gradients, rescaled to the size of recent updates."""
         return optax.chain(
             ascend(maximize),
             optax.add_decayed_weights(weight_decay),
@@ -195,7 +195,7 @@ class RMSprop(Optimizer, lr=1e-2):
         maximize: bool = False,
         eps_inside_sqrt: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Decayed gradients over the root of a running mean of their squares."""
         return optax.chain(
             ascend(maximize),
             optax.add_decayed_weights(weight_decay),
@@ -304,7 +304,7 @@ class Adafactor(Optimizer, lr=1e-2):
         lr: Number,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The whole step."""
+        """The whole step: relative to each parameter's size, and clipped."""
         if isinstance(d, float) and d < 1.0:
             raise ValueError(
                 f"Clipping threshold d should be >= 1 but is: {d}. Give d=1.0"

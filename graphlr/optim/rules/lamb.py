@@ -74,7 +74,7 @@ class LAMB(Optimizer):
         maximize: bool = False,
         decay_in_ratio: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Adam's direction, rescaled to the norm of each parameter."""
         coupled, decoupled = (0.0, weight_decay) if adam_w_mode else (weight_decay, 0.0)
         return optax.chain(
             ascend(maximize),

@@ -50,7 +50,7 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Decayed gradients, through momentum if there is any."""
         if nesterov and (is_off(momentum) or not is_off(dampening)):
             raise ValueError(
                 "Nesterov momentum requires a momentum and zero dampening: "
@@ -134,7 +134,7 @@ class ASGD(Optimizer, lr=1e-2):
         lr: Number,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The whole step."""
+        """The whole step: against the decayed gradient, `eta` far."""
         return optax.chain(
             ascend(maximize),
             optax.add_decayed_weights(weight_decay),
@@ -201,7 +201,7 @@ class LARS(Optimizer):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """Gradients scaled layer by layer, through momentum if there is any."""
         return optax.chain(
             ascend(maximize),
             scale_by_layer_rate(trust_coefficient, weight_decay, eps),

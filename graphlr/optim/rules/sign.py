@@ -89,7 +89,7 @@ class Rprop(Optimizer, lr=1e-2):
         lr: Number,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The whole step."""
+        """The whole step: against the sign, as far as each number's own size."""
         return optax.chain(ascend(maximize), scale_by_rprop(lr, etas, step_sizes))
 
 
@@ -144,7 +144,7 @@ class Lion(Optimizer, lr=1e-4):
         *,
         maximize: bool = False,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The sign of an average, with the decay added to it."""
         return optax.chain(
             ascend(maximize),
             scale_by_lion(*betas),
@@ -235,7 +235,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def scale_by_shape(
-    kind: str | None = None, output_axis: int = 0
+    adjust_lr_fn: str | None = None, output_axis: int = 0
 ) -> optax.GradientTransformation:
     """Muon's factor for a matrix of `outputs` by `inputs`.
 
@@ -252,7 +252,7 @@ def scale_by_shape(
 
     def one(d: jax.Array, _: object) -> jax.Array:
         outputs, inputs = d.shape[output_axis], d.shape[output_axis - 1]
-        if kind == "match_rms_adamw":
+        if adjust_lr_fn == "match_rms_adamw":
             return d * (0.2 * math.sqrt(max(outputs, inputs)))
         return d * math.sqrt(max(1.0, outputs / inputs))
 
@@ -318,7 +318,7 @@ class Muon(Optimizer):
         *,
         output_axis: int = 0,
     ) -> optax.GradientTransformation:
-        """The direction of a step."""
+        """The averaged gradient made orthogonal, scaled by its shape, and the decay."""
         if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
             raise ValueError(
                 f"Adjust learning rate function {adjust_lr_fn} is not supported: "

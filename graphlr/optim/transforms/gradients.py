@@ -1,4 +1,4 @@
-"""What happens to gradients before a rule sees them: sign, decay, clip, centring."""
+"""What happens to gradients before a rule sees them: sign, clip, centring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphlr.optim.transforms.leaves import Number
 
 
 def ascend(maximize: bool) -> optax.GradientTransformation:
-    """The gradient's sign for `maximize`: before everything else, as in PyTorch.
+    """The gradient's sign for `maximize`: before all else that a rule does.
 
     Example:
         >>> tx = ascend(True)

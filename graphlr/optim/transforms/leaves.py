@@ -32,7 +32,7 @@ def is_off(number: Number) -> bool:
 
 
 def per_leaf(
-    kind: Any,
+    record: Any,
     start: Callable[[jax.Array], NewSlots],
     step: Step,
     coefficients: Callable[[jax.Array], tuple[jax.Array, ...]] | None = None,
@@ -42,8 +42,8 @@ def per_leaf(
     Slots keep the dtype that they start with, whatever the numbers' dtype.
 
     Args:
-        kind: A NamedTuple of one field for each slot, each a tree like the parameters,
-            and with `coefficients` a last one, `steps`, int32[n].
+        record: A NamedTuple of one field for each slot, each a tree like the
+            parameters, and with `coefficients` a last one, `steps`, int32[n].
         start: From a parameter to its slots; None for a slot that it doesn't have.
         step: From a gradient, the parameter (None if none were given), its slots and
             its own entry of each coefficient to a direction and the new slots.
@@ -61,7 +61,7 @@ def per_leaf(
         >>> tx.update({"w": jnp.array([2.0])}, state)[1].sum["w"].tolist()
         [2.0]
     """
-    width = len(kind._fields) - (coefficients is not None)
+    width = len(record._fields) - (coefficients is not None)
 
     def fields_of(tree: Any, slots: list[tuple[Any, ...]]) -> list[Any]:
         return [tree.unflatten([mine[i] for mine in slots]) for i in range(width)]
@@ -70,8 +70,8 @@ def per_leaf(
         leaves, tree = jax.tree.flatten(params)
         fields = fields_of(tree, [start(leaf) for leaf in leaves])
         if coefficients is None:
-            return kind(*fields)
-        return kind(*fields, jnp.zeros(len(leaves), jnp.int32))
+            return record(*fields)
+        return record(*fields, jnp.zeros(len(leaves), jnp.int32))
 
     def update(
         updates: optax.Updates,
@@ -83,8 +83,8 @@ def per_leaf(
         slots = zip(*map(tree.flatten_up_to, state[:width]), strict=True)
         own, counts = itertools.repeat(()), ()
         if coefficients is not None:
-            # XLA for CPU would else compute them from the old counts, and copy these
-            # for that: it writes the new ones over them.
+            # Without the barrier XLA for CPU computes them from the old counts, and has
+            # to copy these for that, because it writes the new ones over them.
             counts = (jax.lax.optimization_barrier(state.steps + 1),)
             own = _entries(coefficients(*counts))
         directions, made = [], []
@@ -92,7 +92,7 @@ def per_leaf(
             direction, new = step(g, p, mine, *numbers)
             directions.append(direction)
             made.append(tuple(map(_like, new, mine)))
-        return tree.unflatten(directions), kind(*fields_of(tree, made), *counts)
+        return tree.unflatten(directions), record(*fields_of(tree, made), *counts)
 
     return optax.GradientTransformation(init, update)
 
