@@ -152,7 +152,7 @@ class Optimizers(Sequence[Optimizer]):
 
     def have_adopted(self, plans: Sequence[SlotPlan]) -> bool:
         """Whether each still holds the slots of its plan."""
-        return all(map(operator.is_, (o.adopted for o in self._all), plans))
+        return all(map(operator.is_, [o.adopted for o in self._all], plans))
 
     @overload
     def __getitem__(self, index: int) -> Optimizer: ...

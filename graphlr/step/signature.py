@@ -183,9 +183,11 @@ def read_arguments(
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
     kinds: list[Kind] = []
+    arrays: list[Any] = []
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, _PLAIN) and leaf.dtype is not _OBJECT:
             kinds.append(jax.typeof(leaf))
+            arrays.append(leaf)
             continue
         if isinstance(leaf, _CONSTANTS) or callable(leaf):
             kinds.append(Constant(type(leaf), leaf))
@@ -200,7 +202,7 @@ def read_arguments(
         if _register(leaf):  # and so no leaf any more: begin again
             return read_arguments(build, args, kwargs)
         if not isinstance(leaf, _ARRAYS) and hasattr(leaf, "__array__"):
-            leaf = leaves[i] = np.asarray(leaf)
+            leaf = np.asarray(leaf)
         if not isinstance(leaf, _ARRAYS) or getattr(leaf, "dtype", None) is _OBJECT:
             paths = jax.tree_util.tree_leaves_with_path((args, kwargs))
             name = _name(paths[i][0], _positions(build))
@@ -210,11 +212,7 @@ def read_arguments(
                 "constants of the trace)"
             )
         kinds.append(jax.typeof(leaf))
-    arrays = [
-        leaf
-        for leaf, kind in zip(leaves, kinds, strict=True)
-        if not isinstance(kind, Constant)
-    ]
+        arrays.append(leaf)
     return Signature(tree, tuple(kinds), wide()), arrays
 
 
